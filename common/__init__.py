@@ -1,0 +1,1 @@
+"""What several articles need: boxes, suppression, records, training plumbing, metrics, export, drawing."""

@@ -1,0 +1,64 @@
+"""The command line that every article shares: the same flags, the same words, one line for a user's mistake.
+
+An article's train.py, evaluate.py, ... end with
+
+    if __name__ == "__main__":
+        cli.run(main, define_flags)
+
+Flags are defined when a file is run, not when it is imported, so that files can import each other.
+"""
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app, flags  # noqa: E402
+from absl import logging as absl_logging  # noqa: E402
+
+from common.errors import UserError  # noqa: E402
+
+FLAGS = flags.FLAGS
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+def run(main, define_flags):
+    """Defines the flags, parses the command line and calls `main(args)`, args without the program's name.
+
+    A `UserError` becomes one line on stderr and exit code 2; Ctrl-C becomes exit code 130.
+    """
+    define_flags()
+
+    def guarded(argv):
+        absl_logging.set_verbosity(absl_logging.WARNING)
+        try:
+            main(argv[1:])
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    app.run(guarded)
+
+
+def define_training_flags(article, *, batch_size, epochs, learning_rate):
+    """The flags that every train.py has, with the article's own defaults."""
+    flags.DEFINE_string("tfrecords", None, "Record set: a name under tfrecords/ or a path to a folder of records.")
+    flags.DEFINE_alias("dataset", "tfrecords")
+    flags.DEFINE_bool("demo", False, "Train a small configuration on made-up data for about three minutes.")
+    flags.DEFINE_string("run", None, f"Run folder; default runs/{article}/<name of the record set>.")
+    flags.DEFINE_integer("batch_size", batch_size, "Images per step over all replicas.", lower_bound=1)
+    flags.DEFINE_integer("epochs", epochs, "Passes over the training records.", lower_bound=1)
+    flags.DEFINE_float("learning_rate", learning_rate, "Learning rate after the warm-up.", lower_bound=0.0)
+    flags.DEFINE_enum("precision", "float32", PRECISIONS, "Arithmetic of the network; variables stay float32.")
+    flags.DEFINE_integer("seed", 0, "Seed of the weights, the order of the data and the augmentation.")
+    flags.DEFINE_integer("limit", 0, "Train on the first N examples and validate on the same; 0 takes all.",
+                         lower_bound=0)
+    flags.DEFINE_integer("eval_every", 1, "Validate every N epochs, and after the last.", lower_bound=1)
+    flags.DEFINE_integer("checkpoint_every", 1000, "Checkpoint every N steps, and after every epoch.", lower_bound=1)
+
+
+def define_run_flag():
+    """`--run`, the only thing that evaluate, predict and export need."""
+    flags.DEFINE_string("run", None, "Run folder written by train.py.")
