@@ -1,0 +1,132 @@
+"""Non-maximum suppression in the graph: batched, per class, multi-label, exactly the greedy algorithm.
+
+Shape letters: B batch, N boxes, C classes, M detections kept, K candidates.
+"""
+
+import tensorflow as tf
+
+from common import boxes
+
+BLOCK = 128  # candidates that one round decides; the result does not depend on it
+PREFIX = 8 * BLOCK  # candidates sorted at first, since they mostly fill the detections; neither on this
+
+
+def nms(boxes_xyxy, scores, *, score_threshold, iou_threshold, max_detections, class_agnostic=False,
+        candidates=None, candidates_per_class=None):
+    """Greedy suppression of every picture: the best candidate is kept, then the best of those that it leaves, ...
+
+    A candidate is a pair (box, class) with score > score_threshold, so one box may be kept for several classes. It is
+    dropped when its IoU with a kept candidate of the same class is > iou_threshold. A score that is NaN and a box
+    with a coordinate that is not finite are never kept.
+
+    boxes_xyxy: [B, N, 4], any unit. scores: [B, N, C]. B and N may be unknown, and 0.
+    class_agnostic: a box stands only for its best class, and suppresses boxes of every class.
+    candidates: only so many of a picture's best candidates are looked at; None for all.
+    candidates_per_class: of each class only so many best candidates are looked at (SSD: 400); None for all.
+
+    Returns {"boxes": [B, M, 4], "scores": [B, M], "classes": [B, M] int32, "num": [B] int32} with
+    M = max_detections: best score first, of equal scores the lower (box, class) index first; the unused rest is
+    boxes 0, scores 0, classes -1. Raises ValueError for candidates_per_class together with class_agnostic.
+    """
+    if class_agnostic and candidates_per_class is not None:
+        raise ValueError("candidates_per_class has no meaning with class_agnostic=True; use candidates")
+    boxes_xyxy, scores = tf.cast(boxes_xyxy, tf.float32), tf.cast(scores, tf.float32)
+    if class_agnostic:
+        chosen = _best_class_of_each_box(scores, score_threshold)
+    elif candidates_per_class is not None:
+        chosen = _best_of_each_class(scores, score_threshold, candidates_per_class)
+    else:
+        chosen = _above_threshold(scores, score_threshold)
+    box, label, score = chosen  # [K] of the whole batch, ascending by (picture, box, class)
+    corners = tf.reshape(boxes_xyxy, [-1, 4])  # [B * N, 4]
+    batch, num_boxes = tf.unstack(tf.shape(scores, out_type=tf.int64)[:2])
+    borders = tf.searchsorted(box, tf.range(batch + 1) * num_boxes)  # picture i has candidates borders[i]:[i + 1]
+    group = tf.zeros_like(label) if class_agnostic else label
+
+    def one_picture(border):
+        mine = slice(border[0], border[1])
+        kept = _suppress(corners, box[mine], group[mine], score[mine], iou_threshold, max_detections, candidates)
+        kept += border[0]
+        num = tf.size(kept)
+        return {
+            "boxes": tf.pad(tf.gather(corners, tf.gather(box, kept)), [[0, max_detections - num], [0, 0]]),
+            "scores": tf.pad(tf.gather(score, kept), [[0, max_detections - num]]),
+            "classes": tf.pad(tf.gather(label, kept), [[0, max_detections - num]], constant_values=-1),
+            "num": num,
+        }
+
+    return tf.map_fn(one_picture, tf.stack([borders[:-1], borders[1:]], axis=1), fn_output_signature={
+        "boxes": tf.TensorSpec([max_detections, 4], tf.float32),
+        "scores": tf.TensorSpec([max_detections], tf.float32),
+        "classes": tf.TensorSpec([max_detections], tf.int32),
+        "num": tf.TensorSpec([], tf.int32),
+    })
+
+
+def _above_threshold(scores, score_threshold):
+    """(box index into [B * N] int64, class int32, score), each [K], of all scores > score_threshold."""
+    rows = tf.reshape(scores, [-1, tf.shape(scores)[2]])  # [B * N, C]
+    # Most boxes have no candidate: finding boxes first is twice as fast as tf.where over all scores.
+    box = tf.where(tf.reduce_any(rows > score_threshold, axis=1))[:, 0]  # NaN > anything is false
+    rows = tf.gather(rows, box)
+    indices = tf.where(rows > score_threshold)  # [K, (row, class)]
+    return tf.gather(box, indices[:, 0]), tf.cast(indices[:, 1], tf.int32), tf.gather_nd(rows, indices)
+
+
+def _best_class_of_each_box(scores, score_threshold):
+    """The same of only the best class of each box, the lower class of equals."""
+    scores = tf.reshape(scores, [-1, tf.shape(scores)[2]])
+    scores = tf.where(scores > score_threshold, scores, -float("inf"))  # no NaN
+    best = tf.reduce_max(scores, axis=1)
+    box = tf.where(best > score_threshold)[:, 0]
+    return box, tf.argmax(tf.gather(scores, box), axis=1, output_type=tf.int32), tf.gather(best, box)
+
+
+def _best_of_each_class(scores, score_threshold, per_class):
+    """The same of only the `per_class` best boxes of each picture and class."""
+    _, num_boxes, num_classes = tf.unstack(tf.shape(scores, out_type=tf.int64))
+    flat = tf.reshape(scores, [-1])
+    scores = tf.transpose(tf.where(scores > score_threshold, scores, -float("inf")), [0, 2, 1])  # [B, C, N], no NaN
+    best = tf.math.top_k(scores, tf.minimum(per_class, tf.cast(num_boxes, tf.int32)))
+    where = tf.where(best.values > score_threshold)  # [K, (picture, class, rank)]
+    box = where[:, 0] * num_boxes + tf.cast(tf.gather_nd(best.indices, where), tf.int64)
+    index = tf.sort(box * num_classes + where[:, 1])
+    return index // num_classes, tf.cast(index % num_classes, tf.int32), tf.gather(flat, index)
+
+
+def _suppress(corners, box, group, score, iou_threshold, max_detections, candidates):
+    """Indices [<= M] int32 into one picture's candidates box, group, score [K] of those kept, best first.
+
+    Blocks of candidates, best first, are decided at once: keep <- finite and not overlapped by a kept one of the same
+    group and better rank, repeated until it stands still. By induction over the rank the i-th candidate is final
+    after i rounds, so what stands still is the greedy result; a few rounds do.
+    """
+    limit = tf.size(score) if candidates is None else tf.minimum(tf.size(score), candidates)
+
+    def unfinished(order, start, kept):
+        return (start < limit) & (tf.size(kept) < max_detections)
+
+    def decide_block(order, start, kept):
+        # top_k puts the lower index first among equals, so that the longer order continues the shorter.
+        order = tf.cond(start < tf.size(order), lambda: order, lambda: tf.math.top_k(score, limit).indices)
+        num_kept = tf.size(kept)
+        pool = tf.concat([kept, order[start:start + BLOCK]], axis=0)
+        pool_corners, pool_group = tf.gather(corners, tf.gather(box, pool)), tf.gather(group, pool)
+        rank = tf.range(tf.size(pool))
+        overlap = boxes.iou(pool_corners, pool_corners[num_kept:])  # [pool, block]
+        beats = (overlap > iou_threshold) & (pool_group[:, tf.newaxis] == pool_group[num_kept:])
+        beats = tf.cast(beats & (rank[:, tf.newaxis] < rank[num_kept:]), tf.float32)
+        finite = tf.reduce_all(tf.math.is_finite(pool_corners), axis=1)
+
+        def settle(_, keep):
+            beaten = tf.linalg.matvec(beats, tf.cast(keep, tf.float32), transpose_a=True) > 0.0
+            return keep, finite & ~tf.concat([tf.zeros([num_kept], tf.bool), beaten], axis=0)
+
+        _, keep = tf.while_loop(lambda before, keep: tf.reduce_any(before != keep), settle,
+                                settle(finite, finite), shape_invariants=(tf.TensorShape([None]),) * 2)
+        return order, start + BLOCK, tf.boolean_mask(pool, keep)[:max_detections]
+
+    order = tf.math.top_k(score, tf.minimum(limit, PREFIX)).indices
+    start, kept = tf.constant(0), tf.zeros([0], tf.int32)
+    return tf.while_loop(unfinished, decide_block, (order, start, kept), shape_invariants=(
+        tf.TensorShape([None]), tf.TensorShape([]), tf.TensorShape([None])))[2]
