@@ -29,6 +29,7 @@ def article_loss(targets, predictions, anchors, image_size, *, lambda_coord=5.0,
     """
     parts = dict.fromkeys(PARTS, 0.0)
     for grid, logits, scale_anchors in zip(targets["grids"], predictions, anchors):
+        logits = tf.cast(logits, tf.float32)
         obj_mask = grid[..., 4]                                                           # [B, h, w, A]
         weight = obj_mask * box_weight(grid, scale_anchors, image_size)
         xy_error = tf.reduce_sum(tf.square(grid[..., 0:2] - tf.sigmoid(logits[..., 0:2])), axis=-1)
@@ -53,6 +54,7 @@ def darknet_loss(targets, predictions, anchors, image_size, *, ignore_threshold=
     """
     parts = dict.fromkeys(PARTS, 0.0)
     for grid, logits, scale_anchors in zip(targets["grids"], predictions, anchors):
+        logits = tf.cast(logits, tf.float32)
         obj_mask = grid[..., 4]                                                           # [B, h, w, A]
         weight = obj_mask * box_weight(grid, scale_anchors, image_size)
         xy_entropy = tf.reduce_sum(cross_entropy(grid[..., 0:2], logits[..., 0:2]), axis=-1)
