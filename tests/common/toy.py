@@ -1,0 +1,143 @@
+"""A small training with everything that a checkpoint must hold: two models, dropout, batch norm, schedules, two
+optimizers, an average of the weights and a pool of earlier outputs in a variable.
+
+`python -m tests.common.toy FOLDER STEPS [OPTION=VALUE ...]` trains in a process of its own, for tests that kill it.
+"""
+
+import json
+import os
+import signal
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common import layers, training
+
+BATCH = 8
+POOL = 4
+
+
+def dataset(start=0):
+    """Global batches from step `start` on: images [BATCH, 8, 8, 3] and targets [BATCH, 1], from the step alone."""
+
+    def example(step):
+        seed = tf.stack([7, tf.cast(step, tf.int32)])
+        images = tf.random.stateless_normal([BATCH, 8, 8, 3], seed)
+        return images, tf.reduce_mean(images, [1, 2])[:, :1] + 1.0
+
+    return tf.data.Dataset.range(start, 10_000).map(example)
+
+
+class Toy:
+    """Models, optimizers and variables; `step(batch)` is the training step."""
+
+    def __init__(self, strategy, dropout=0.5, channels=4, clip_norm=0.5, total_steps=40):
+        self.strategy = strategy
+        self.clip_norm = clip_norm
+        with strategy.scope():
+            x = inputs = keras.Input([8, 8, 3])
+            x = keras.layers.Conv2D(channels, 3, use_bias=False, name="conv_000")(x)
+            x = layers.BatchNormalization(name="bn_000")(x)
+            x = keras.layers.ReLU(name="relu")(x)
+            x = keras.layers.Dropout(dropout, name="dropout")(x)
+            x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+            self.model = keras.Model(inputs, keras.layers.Dense(1, name="head")(x), name="toy")
+            self.critic = keras.Sequential([keras.Input([1]), keras.layers.Dense(2, name="critic_head")], name="critic")
+            self.optimizer = keras.optimizers.Adam(training.schedule("cosine", 0.05, total_steps, warmup_steps=4))
+            self.critic_optimizer = keras.optimizers.SGD(
+                training.schedule("step", 0.05, total_steps, warmup_steps=4, warmup_power=4), momentum=0.9)
+            self.optimizer.build(self.model.trainable_variables)
+            self.critic_optimizer.build(self.critic.trainable_variables)
+            self.ema = training.ema_variables(self.model.trainable_variables)
+            self.pool = tf.Variable(tf.zeros([POOL]), trainable=False, name="pool")
+            self.count = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.step = tf.function(self._step)
+
+    def items(self):
+        return {"model": self.model, "critic": self.critic, "optimizer": self.optimizer,
+                "critic_optimizer": self.critic_optimizer, "ema": self.ema, "pool": self.pool, "step": self.count}
+
+    def values(self):
+        """Every variable by name, as arrays."""
+        return {f"{group}/{name}": variable.numpy() for group, item in self.items().items()
+                for name, variable in training.named_variables(item).items()}
+
+    def _step(self, batch):
+        parts, mean = self.strategy.run(self._replica_step, args=batch)
+        parts = {name: self.strategy.reduce("SUM", part, axis=None) for name, part in parts.items()}
+        mean = self.strategy.reduce("SUM", mean, axis=None)
+        self.pool.assign(tf.concat([self.pool[1:], mean[None]], axis=0))
+        training.update_ema(self.strategy, self.ema, self.model.trainable_variables, 0.99, self.count)
+        self.count.assign_add(1)
+        return parts
+
+    def _replica_step(self, images, targets):
+        with tf.GradientTape() as tape, tf.GradientTape() as critic_tape:
+            outputs = self.model(images, training=True)
+            judged = self.critic(outputs - tf.reduce_mean(self.pool))
+            parts = {"fit": tf.reduce_sum(tf.square(outputs - targets)) / BATCH,
+                     "size": tf.reduce_sum(tf.square(judged[:, 0])) / BATCH}
+            critic_loss = tf.reduce_sum(tf.square(judged - targets)) / BATCH
+            loss = parts["fit"] + 0.1 * parts["size"]
+        gradients = tape.gradient(loss, self.model.trainable_variables)
+        gradients = training.clip_by_global_norm(gradients, self.clip_norm)
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+        gradients = critic_tape.gradient(critic_loss, self.critic.trainable_variables)
+        self.critic_optimizer.apply(gradients, self.critic.trainable_variables)
+        return {**parts, "critic": critic_loss}, tf.reduce_sum(outputs) / BATCH
+
+
+def train(folder, steps, strategy=None, kill_at=None, save_every=10, nan_at=None, steps_per_epoch=10, pause_at=None,
+          **options):
+    """Trains to `steps` in a run folder, going on where it stopped; returns the Toy."""
+    strategy = strategy or training.make_strategy()
+    training.set_seed(3)
+    run = training.open_run(folder, {"article": "toy", "channels": options.get("channels", 4), "steps": steps},
+                            identity=["article"])
+    toy = Toy(strategy, **options)
+    checkpoints = training.Checkpoints(run.folder / "checkpoints", toy.items())
+    step = checkpoints.restore()
+    if run.finished(step, steps):
+        return toy
+    advice = {"size": "Make it smaller."}
+    with training.worker_errors(), training.Log(run, steps, step, advice) as log, training.Signals() as signals:
+        for batch in training.distribute(strategy, lambda: dataset(step), BATCH):
+            if step == nan_at:
+                toy.critic.variables[0].assign(toy.critic.variables[0] * np.nan)
+            parts = toy.step(batch)
+            step += 1
+            log.step(step, parts, images=BATCH)
+            if step == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if step == pause_at:
+                print("paused", flush=True)
+                while not signals.stop:
+                    signal.sigtimedwait([], 0.01)
+            if signals.stop:
+                log.flush()
+                checkpoints.save(step)
+                raise SystemExit(signals.exit_code)
+            if step % steps_per_epoch == 0:
+                row = log.epoch(step // steps_per_epoch, {"score": float(step)})
+                with training.swapped(toy.model.trainable_variables, toy.ema):
+                    run.save_best(toy.model, row["score"], step)
+            if step % save_every == 0:
+                log.flush()
+                checkpoints.save(step)
+            if step == steps:
+                break
+    return toy
+
+
+def main(folder, steps, *options):
+    options = {name: json.loads(value) for name, value in (option.split("=") for option in options)}
+    toy = train(folder, int(steps), **options)
+    np.savez(f"{folder}/values.npz", **toy.values())
+
+
+if __name__ == "__main__":
+    from common import cli
+
+    cli.run(lambda argv: main(*argv), lambda: None)
