@@ -4,14 +4,13 @@ Nothing here needs a display. H, W picture, N boxes.
 """
 
 import math
-import os
 import pathlib
 import unicodedata
 
 import cv2
 import numpy as np
 
-from common.errors import UserError
+from common import files
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
@@ -97,7 +96,7 @@ def grid(images, columns=None, gap=4, background=255):
     return canvas
 
 
-def curves(path, lines, *, title="", x_label="", y_label="", x_limits=None, y_limits=None, log_y=False, most_named=24):
+def curves(path, lines, *, title="", xlabel="", ylabel="", xlim=None, ylim=None, log_y=False, most_named=24):
     """Writes a PNG with one line per entry of `lines`: {name: (x values, y values)}.
 
     Values that are not finite leave gaps. With more than `most_named` lines the legend is left out.
@@ -108,16 +107,16 @@ def curves(path, lines, *, title="", x_label="", y_label="", x_limits=None, y_li
 
     figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, title=title)
+    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, title=title)
     for index, (name, (x, y)) in enumerate(lines.items()):
         color = tuple(0.85 * channel / 255 for channel in class_color(index))
         axes.plot(np.asarray(x, float), np.asarray(y, float), label=name, color=color, linewidth=1.4,
                   marker="." if len(x) == 1 else None)
     axes.grid(alpha=0.3)
-    if x_limits is not None:
-        axes.set_xlim(x_limits)
-    if y_limits is not None:
-        axes.set_ylim(y_limits)
+    if xlim is not None:
+        axes.set_xlim(xlim)
+    if ylim is not None:
+        axes.set_ylim(ylim)
     if log_y:
         axes.set_yscale("log")
     if 0 < len(lines) <= most_named:
@@ -134,24 +133,5 @@ def write_png(path, image):
     image = np.ascontiguousarray(image)
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    write_file(path, cv2.imencode(".png", image)[1].tobytes())
-
-
-def write_file(path, content):
-    """Writes bytes through a temporary name beside `path`; raises UserError if that is impossible."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        try:
-            temporary.unlink(missing_ok=True)
-        except OSError:
-            pass
-        raise UserError(f"{path} cannot be written: {error.strerror}. Free some space or choose another folder.") \
-            from error
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(path, cv2.imencode(".png", image)[1].tobytes())

@@ -92,17 +92,15 @@ def test_png_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(drawing.os, "fsync", full)
-    with pytest.raises(UserError, match="a.png cannot be written: No space left"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"a.png cannot be written \(No space left"):
         drawing.write_png(path, np.ones([2, 2, 3], np.uint8))
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.png"]
-    with pytest.raises(UserError, match="cannot be written"):
-        drawing.write_png(path / "below a file.png", np.zeros([2, 2, 3], np.uint8))
 
 
 def test_curves(tmp_path):
     lines = {"cat": ([0, 0.5, 1], [1, 0.7, np.nan]), "one point": ([0.5], [0.5])}
-    drawing.curves(tmp_path / "pr.png", lines, title="t", x_label="recall", y_label="precision", y_limits=(0, 1.02))
+    drawing.curves(tmp_path / "pr.png", lines, title="t", xlabel="recall", ylabel="precision", ylim=(0, 1.02))
     assert cv2.imread(str(tmp_path / "pr.png")).std() > 5
     drawing.curves(tmp_path / "empty.png", {})
     assert cv2.imread(str(tmp_path / "empty.png")) is not None
