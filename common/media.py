@@ -1,0 +1,166 @@
+"""Pictures, folders, globs, videos and cameras as one stream of named RGB frames.
+
+Pictures are turned as their EXIF orientation says, as viewers show them, so H and W are those of the picture as shown.
+"""
+
+import glob
+import os
+import pathlib
+import re
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import tensorflow as tf
+
+from common import images
+from common.errors import UserError
+
+PICTURES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"}
+VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
+DEFAULT_FPS = 25.0  # where a camera or a file does not say
+
+
+class Frame(NamedTuple):
+    source: str  # path of the file, or "camera 0"
+    index: int  # of the frame in its video; 0 for a picture
+    image: np.ndarray  # uint8 RGB [H, W, 3]
+    fps: float | None  # frames per second of the video; None for a picture
+
+
+class Unreadable(Exception):
+    """Why one source cannot be read."""
+
+
+def frames(arguments, on_unreadable, *, max_pixels=images.MAX_PIXELS):
+    """Yields a `Frame` for each picture and each frame of each video, in the order of the arguments.
+
+    arguments: files, folders (their pictures and videos, not those of sub-folders), globs ("**" too), or camera
+    numbers. Calls `on_unreadable(name, reason)` for whatever gives no frame, and goes on.
+    """
+    for argument in arguments:
+        for source in expand(argument):
+            try:
+                yield from _frames_of(source, max_pixels)
+            except Unreadable as error:
+                on_unreadable(source, str(error))
+
+
+def expand(argument):
+    """The sources that an argument stands for; itself where it stands for nothing else, found or not."""
+    path = pathlib.Path(argument).expanduser()
+    if path.is_dir():
+        found = [entry for entry in path.iterdir() if entry.suffix.lower() in PICTURES | VIDEOS
+                 and entry.is_file() and not entry.name.startswith(".")]
+        return sorted(map(str, found), key=_natural) or [str(path)]
+    if not path.exists() and glob.has_magic(argument):
+        found = [name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name)]
+        return sorted(found, key=_natural) or [argument]
+    return [str(path)]
+
+
+def read_picture(path, *, max_pixels=images.MAX_PIXELS):
+    """uint8 RGB [H, W, 3] of a JPEG, PNG, BMP, GIF (first frame) or WebP file, turned upright; else `Unreadable`.
+
+    Gray and palette pictures become three channels, alpha is dropped, 16 bits become 8.
+    """
+    try:
+        data = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise Unreadable(error.strerror) from None
+    try:
+        header = images.read_header(data)
+    except ValueError as error:
+        raise Unreadable(f"not a picture: {error}") from None
+    if header.width * header.height > max_pixels:
+        raise Unreadable(f"it claims {header.width} x {header.height} pixels, more than {max_pixels:,}")
+    if header.format == "gif":  # OpenCV reads them from 4.11 on
+        try:
+            return images.decode(data).numpy()
+        except tf.errors.OpError:
+            raise Unreadable("damaged or cut GIF data") from None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise Unreadable(f"cannot be decoded: {error.err}") from None
+    if image is None:
+        raise Unreadable(f"damaged or cut {header.format.upper()} data")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _frames_of(source, max_pixels):
+    path = pathlib.Path(source)
+    if not path.exists():
+        if not re.fullmatch(r"\d{1,3}", source):
+            raise Unreadable("no such file, folder or camera")
+        yield from _video(int(source), f"camera {source}")
+    elif path.is_dir():
+        raise Unreadable("no pictures or videos in this folder")
+    elif path.suffix.lower() in VIDEOS:
+        yield from _video(source, source)
+    else:
+        yield Frame(source, 0, read_picture(path, max_pixels=max_pixels), None)
+
+
+def _video(handle, name):
+    capture = cv2.VideoCapture(handle)
+    try:
+        if not capture.isOpened():
+            raise Unreadable("the camera cannot be opened" if isinstance(handle, int) else "not a readable video")
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        fps = fps if 0 < fps < 1000 else DEFAULT_FPS
+        index = 0
+        while True:
+            success, image = capture.read()
+            if not success:
+                break
+            yield Frame(name, index, cv2.cvtColor(image, cv2.COLOR_BGR2RGB), fps)
+            index += 1
+        if index == 0:
+            raise Unreadable("it has no frame that can be decoded")
+    finally:
+        capture.release()
+
+
+class VideoWriter:
+    """Writes RGB frames of one size to an MP4 file, or AVI where this OpenCV cannot write MP4; use it with `with`.
+
+    The file has its name only when it is complete: at the end of the `with` block, also after Ctrl-C.
+    """
+
+    def __init__(self, path, fps, size):
+        """path without suffix; size (width, height)."""
+        self.size = size
+        base = pathlib.Path(path)
+        base.parent.mkdir(parents=True, exist_ok=True)
+        for suffix, codec in ((".mp4", "mp4v"), (".avi", "MJPG")):
+            self.path = base.with_name(base.name + suffix)
+            self._temporary = base.with_name(f".tmp-{os.getpid()}-{base.name}{suffix}")
+            self._writer = cv2.VideoWriter(str(self._temporary), cv2.VideoWriter_fourcc(*codec), fps, size)
+            if self._writer.isOpened():
+                return
+            self._temporary.unlink(missing_ok=True)
+        raise UserError(f"{base.parent} must be a folder that OpenCV can write videos to, and it can write neither MP4 "
+                        "nor AVI there. Choose another --out.")
+
+    def write(self, image):
+        """Appends a frame; frames of another size than the first are resized."""
+        if image.shape[1::-1] != self.size:
+            image = cv2.resize(image, self.size, interpolation=cv2.INTER_AREA)
+        self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+
+    def close(self):
+        """Completes the file and gives it its name."""
+        self._writer.release()
+        os.replace(self._temporary, self.path)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
+def _natural(name):
+    """Sorts picture 2 before picture 10."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in re.split(r"(\d+)", name)]
