@@ -1,5 +1,6 @@
 """Suppression against the greedy algorithm written out slowly, against TensorFlow's and Keras's, and served."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -136,3 +137,62 @@ def test_edges():
                   **arguments | options)
     with pytest.raises(ValueError, match="candidates_per_class"):
         nms(np.zeros([1, 1, 4]), np.zeros([1, 1, 1]), class_agnostic=True, candidates_per_class=3, **arguments)
+
+
+def to_yxyx(boxes):
+    return boxes[..., [1, 0, 3, 2]]
+
+
+@pytest.mark.parametrize("score_threshold", [0.25, 0.001])
+def test_the_size_of_yolov3(score_threshold):
+    boxes, _ = crowded(1, 10647, 80, 3)
+    rng = np.random.default_rng(4)
+    scores = (rng.uniform(size=(1, 10647, 1)) ** 8 * rng.uniform(size=(1, 10647, 80)) ** 20).astype(np.float32)
+    arguments = {"score_threshold": score_threshold, "iou_threshold": 0.45, "max_detections": 100}
+    found = check(boxes, scores, **arguments)
+    oracle = tf.image.combined_non_max_suppression(to_yxyx(boxes)[:, :, None], scores, 100, 100, 0.45,
+                                                   score_threshold, clip_boxes=False)
+    n = found["num"][0]
+    assert oracle.valid_detections == n == 100
+    np.testing.assert_array_equal(found["boxes"], to_yxyx(oracle.nmsed_boxes.numpy()))
+    np.testing.assert_array_equal(found["scores"], oracle.nmsed_scores)
+    np.testing.assert_array_equal(found["classes"], oracle.nmsed_classes)
+
+
+def test_equals_tensorflow_one_class_with_ties():
+    boxes, scores = crowded(1, 500, 1, 5, levels=10)
+    found = check(boxes, scores, score_threshold=0.15, iou_threshold=0.3, max_detections=500)
+    oracle = tf.image.non_max_suppression(to_yxyx(boxes[0]), scores[0, :, 0], 500, 0.3, 0.15).numpy()
+    np.testing.assert_array_equal(found["boxes"][0, :found["num"][0]], boxes[0, oracle])
+
+
+def test_suppression_uses_the_iou_that_keras_computes():
+    boxes, scores = crowded(1, 300, 1, 6)
+    boxes *= 400  # Keras adds 1e-7 to the union, which pixels do not notice
+    found = check(boxes, scores, score_threshold=0.0, iou_threshold=0.5, max_detections=300)
+    kept = found["boxes"][:, :found["num"][0]]
+    overlap = np.array(keras.utils.bounding_boxes.compute_iou(kept, boxes, bounding_box_format="xyxy"))[0]
+    kept_overlap = np.array(keras.utils.bounding_boxes.compute_iou(kept, kept, bounding_box_format="xyxy"))[0]
+    assert (np.triu(kept_overlap, 1) <= 0.5).all()
+    has_area = (boxes[0, :, 2] > boxes[0, :, 0]) & (boxes[0, :, 3] > boxes[0, :, 1])
+    assert (overlap.max(0)[has_area] > 0.5).all()  # every box is kept or stands below one that is
+
+
+def test_served_by_the_session_loader(tmp_path):
+    boxes, scores = crowded(2, 90, 3, 7)
+
+    class Served(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, None, 4]), tf.TensorSpec([None, None, 3])])
+        def __call__(self, boxes, scores):
+            return nms(boxes, scores, score_threshold=0.1, iou_threshold=0.5, max_detections=20)
+
+    served = Served()
+    expected = served(boxes, scores)
+    tf.saved_model.save(served, str(tmp_path), signatures=served.__call__)
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        bundle = tf.compat.v1.saved_model.load(session, ["serve"], str(tmp_path))
+        signature = bundle.signature_def["serving_default"]
+        feed = {signature.inputs["boxes"].name: boxes, signature.inputs["scores"].name: scores}
+        found = session.run({key: signature.outputs[key].name for key in KEYS}, feed)
+    for key in KEYS:
+        np.testing.assert_array_equal(found[key], expected[key])
