@@ -1,0 +1,396 @@
+"""The serving bundle: a SavedModel without variables that TensorFlow Serving takes as it is, and its checks.
+
+A bundle is a folder with a number, `serving/<model>/1`: saved_model.pb, and in assets.extra what goes with it
+(warm-up requests, labels, config.json). It gets its number only when it is complete and checked, so that a server
+that watches `serving/<model>` never loads half of one.
+
+`tf.saved_model.save` of a Keras 3 model cannot be served: the server's loader misses its variables. Here the weights
+are constants of the graph, batch normalisation is folded into the convolutions before it, and padding is part of the
+convolution: TensorFlow then runs convolution, bias and activation as one oneDNN kernel, in float32 and in bfloat16.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import re
+import shutil
+import socket
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2  # has no public name
+
+from common import files, images, warm_up
+from common.errors import UserError
+from common.layers import BatchNormalization
+
+SERVING_VERSION = "2.19.1"  # of the docker image tensorflow/serving that the README of a bundle names
+EXTRA = "assets.extra"
+
+
+# Folding
+
+
+class ConstantConv2D(keras.layers.Layer):
+    """Convolution and bias with weights that are constants of the graph.
+
+    kernel [kh, kw, in / groups, out]; bias [out]; padding "SAME", "VALID" or explicit [[0, 0], [t, b], [l, r], [0, 0]].
+    """
+
+    def __init__(self, kernel, bias, strides, padding, dilations=(1, 1), **kwargs):
+        super().__init__(**kwargs)
+        self.kernel, self.bias = kernel, bias
+        self.strides, self.padding, self.dilations = strides, padding, dilations
+
+    def call(self, x):
+        x = tf.nn.conv2d(x, tf.constant(self.kernel.astype(x.dtype.as_numpy_dtype)), self.strides, self.padding,
+                         dilations=self.dilations)
+        return tf.nn.bias_add(x, tf.constant(self.bias.astype(x.dtype.as_numpy_dtype)))
+
+
+class ConstantAffine(keras.layers.Layer):
+    """x * scale + offset by channel: a batch normalisation that stands behind no convolution."""
+
+    def __init__(self, scale, offset, **kwargs):
+        super().__init__(**kwargs)
+        self.scale, self.offset = scale, offset
+
+    def call(self, x):
+        scale, offset = (tf.constant(value.astype(x.dtype.as_numpy_dtype)) for value in (self.scale, self.offset))
+        return x * scale + offset
+
+
+def fold_batch_norm(model):
+    """A copy of a functional model for inference: batch norm and zero padding folded into its 2-D convolutions.
+
+    What is folded has constants instead of variables; other layers are copied with their weights. Input, output and
+    dtype policies stay; in float32 the outputs agree to rounding. The model must be built with channels last.
+    """
+    users = _users(model)
+
+    def only_user(layer):
+        found = users.get(id(layer.output), []) if _used_once(layer) else []
+        return found[0] if len(found) == 1 else None
+
+    norm_of, pad_of = {}, {}
+    for layer in model.layers:
+        user = only_user(layer)
+        if type(layer) is keras.layers.Conv2D and _is_norm(user) and layer.activation is keras.activations.linear:
+            norm_of[layer.name] = user
+        if type(layer) is keras.layers.ZeroPadding2D and type(user) is keras.layers.Conv2D and user.padding == "valid":
+            pad_of[user.name] = layer
+    folded = {layer.name for layer in (*norm_of.values(), *pad_of.values())}
+
+    def clone(layer):
+        if layer.name in folded:
+            return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy)
+        if type(layer) is keras.layers.Conv2D and layer.activation is keras.activations.linear:
+            return _constant_conv(layer, norm_of.get(layer.name), pad_of.get(layer.name))
+        if _is_norm(layer):
+            return ConstantAffine(*_scale_and_offset(layer), name=layer.name, dtype=layer.dtype_policy)
+        return layer.__class__.from_config(layer.get_config())
+
+    copy = keras.models.clone_model(model, clone_function=clone)
+    for layer in copy.layers:
+        if layer.weights:
+            layer.set_weights(model.get_layer(layer.name).get_weights())
+    return copy
+
+
+def _users(model):
+    """id of each tensor of a functional model -> the operations that read it; None stands for the model's output."""
+    users = {}
+    for operation in model.operations:
+        with contextlib.suppress(AttributeError):  # an input layer, or one used more than once
+            for tensor in keras.tree.flatten(operation.input):
+                users.setdefault(id(tensor), []).append(operation)
+    for tensor in keras.tree.flatten(model.output):
+        users.setdefault(id(tensor), []).append(None)
+    return users
+
+
+def _used_once(layer):
+    try:
+        return isinstance(layer.output, keras.KerasTensor)
+    except AttributeError:
+        return False
+
+
+def _is_norm(layer):
+    return isinstance(layer, (BatchNormalization, keras.layers.BatchNormalization))
+
+
+def _scale_and_offset(norm):
+    """float32 [C] each, so that inference of the layer is x * scale + offset."""
+    variance, mean = (np.asarray(value, np.float64) for value in (norm.moving_variance, norm.moving_mean))
+    scale = 1.0 / np.sqrt(variance + norm.epsilon)
+    scale *= 1.0 if norm.gamma is None else np.asarray(norm.gamma)
+    offset = -mean * scale + (0.0 if norm.beta is None else np.asarray(norm.beta))
+    return scale.astype(np.float32), offset.astype(np.float32)
+
+
+def _constant_conv(conv, norm, pad):
+    kernel = np.asarray(conv.kernel, np.float32)
+    bias = np.asarray(conv.bias, np.float32) if conv.use_bias else np.zeros(kernel.shape[-1], np.float32)
+    if norm is not None:
+        scale, offset = _scale_and_offset(norm)
+        kernel, bias = kernel * scale, bias * scale + offset
+    padding = conv.padding.upper()
+    if pad is not None:
+        padding = [[0, 0], *map(list, pad.padding), [0, 0]]
+    return ConstantConv2D(kernel, bias, conv.strides, padding, conv.dilation_rate, name=conv.name,
+                          dtype=conv.dtype_policy)
+
+
+def freeze(model, *specs):
+    """The model's inference as a ConcreteFunction without variables, folded first; specs: a tf.TensorSpec per input.
+
+    Call it with tensors; the result has the structure that the model puts out, in float32.
+    """
+    folded = fold_batch_norm(model)
+
+    @tf.function(input_signature=specs, autograph=False)
+    def infer(*inputs):
+        outputs = folded(inputs[0] if len(inputs) == 1 else inputs, training=False)
+        return tf.nest.map_structure(lambda tensor: tf.cast(tensor, tf.float32), outputs)
+
+    concrete = infer.get_concrete_function()
+    return convert_variables_to_constants_v2(concrete) if folded.weights else concrete
+
+
+# Pictures in the graph
+
+
+def decode_picture(image_bytes, max_pixels=images.MAX_PIXELS):
+    """uint8 RGB [H, W, 3] of one encoded JPEG or PNG, in the graph; EXIF orientation is not applied.
+
+    Anything else, and a picture that claims more than max_pixels, raises InvalidArgumentError before it is decoded.
+    """
+    is_jpeg = tf.io.is_jpeg(image_bytes)
+    is_png = tf.equal(tf.strings.substr(image_bytes, 0, 8), b"\x89PNG\r\n\x1a\n")
+    with tf.control_dependencies([tf.debugging.Assert(is_jpeg | is_png, ["image_bytes must be a JPEG or PNG file"])]):
+        image_bytes = tf.identity(image_bytes)
+    size = tf.cond(is_jpeg, lambda: tf.image.extract_jpeg_shape(image_bytes)[:2],
+                   lambda: tf.io.decode_raw(tf.strings.substr(image_bytes, 16, 8), tf.int32, little_endian=False))
+    pixels = tf.reduce_prod(tf.cast(size, tf.int64))
+    fits = tf.reduce_all(size > 0) & (pixels <= max_pixels)
+    message = f"image_bytes must have 1 to {max_pixels} pixels; height and width (PNG: width and height) are"
+    with tf.control_dependencies([tf.debugging.Assert(fits, [message, size])]):
+        return images.decode(image_bytes)
+
+
+# The bundle
+
+
+def save(folder, signatures, *, requests=(), extra=None):
+    """Writes a SavedModel with the tf.functions of `signatures` {name: function}, which must not use variables.
+
+    requests: (signature name, {input name: array or TensorProto}) pairs that a server runs before it answers.
+    extra: {file name: text or bytes} for the folder assets.extra.
+    """
+    folder = pathlib.Path(folder)
+    concrete = {name: function.get_concrete_function() for name, function in signatures.items()}
+    for name, function in concrete.items():
+        assert not function.captured_inputs, f"{name} captures {function.captured_inputs}"
+    tf.saved_model.save(tf.Module(), str(folder), signatures=concrete)
+    (folder / EXTRA).mkdir()
+    warm_up.write(folder / EXTRA / warm_up.FILE, requests)
+    for name, content in (extra or {}).items():
+        (folder / EXTRA / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+class Session:
+    """A bundle in the session loader that TensorFlow Serving uses; `run(signature, inputs)` gives NumPy arrays."""
+
+    def __init__(self, folder):
+        tf1 = tf.compat.v1
+        self._session = tf1.Session(graph=tf.Graph())
+        with self._session.graph.as_default(), _quiet():
+            meta = tf1.saved_model.load(self._session, [tf1.saved_model.tag_constants.SERVING], str(folder))
+        self.signatures = {name: signature for name, signature in meta.signature_def.items()
+                           if not name.startswith("__")}
+
+    def run(self, signature, inputs):
+        """{output name: array} of inputs {input name: array}; raises tf.errors.InvalidArgumentError for bad ones."""
+        return self.callable(signature)(inputs)
+
+    @functools.cache
+    def callable(self, signature):
+        """The function of one signature from {input name: array} to {output name: array}."""
+        spec = self.signatures[signature]
+        names = sorted(spec.inputs)
+        outputs = {name: tensor.name for name, tensor in spec.outputs.items()}
+        compiled = self._session.make_callable(outputs, [spec.inputs[name].name for name in names])
+        return lambda inputs: compiled(*(inputs[name] for name in names))
+
+    def close(self):
+        self._session.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without TensorFlow's remark that the loader which its own server uses is the older one."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def check_bundle(folder):
+    """Loads a bundle as a server does, runs its warm-up requests and sends broken pictures; raises UserError.
+
+    Outputs must have the types and shapes that their signature states, the batch of the request, and be finite;
+    a string that is no picture must give INVALID_ARGUMENT, and the next request must still be answered.
+    Returns {signature: {output name: array}} of the warm-up requests.
+    """
+    try:
+        requests = warm_up.read(pathlib.Path(folder) / EXTRA / warm_up.FILE)
+        session = Session(folder)
+    except (OSError, RuntimeError, tf.errors.OpError) as error:
+        raise UserError(f"{folder} must be a bundle that export.py wrote, and cannot be loaded "
+                        f"({str(error).splitlines()[0][:200]}). Export again.") from None
+    results = {}
+    with session:
+        for signature, inputs in requests:
+            for name, value in inputs.items():
+                if value.dtype == object:
+                    _check_refused(folder, session, signature, {**inputs, name: np.array([b"not a picture"], object)})
+            results[signature] = session.run(signature, inputs)
+            batch = len(next(iter(inputs.values())))
+            _check_outputs(folder, signature, session.signatures[signature], results[signature], batch)
+    missing = set(session.signatures) - set(results)
+    if missing:
+        raise UserError(f"{folder} has no warm-up request for {', '.join(sorted(missing))}. Export again.")
+    return results
+
+
+def _check_refused(folder, session, signature, inputs):
+    try:
+        session.run(signature, inputs)
+    except tf.errors.InvalidArgumentError:
+        return
+    raise UserError(f"{folder}: {signature} must refuse what is no picture with INVALID_ARGUMENT, and answers it. "
+                    "Export again.")
+
+
+def _check_outputs(folder, signature, spec, outputs, batch):
+    for name, tensor in spec.outputs.items():
+        value, shape = outputs[name], tf.TensorShape(tensor.tensor_shape)
+        dtype = tf.as_dtype(tensor.dtype)
+        if not shape.is_compatible_with(value.shape) or (value.dtype != object) and dtype != value.dtype:
+            raise UserError(f"{folder}: {signature} must put out {name} as {dtype.name} {shape}, and puts out "
+                            f"{value.dtype} {value.shape}. Export again.")
+        if len(value) != batch:
+            raise UserError(f"{folder}: {signature} must answer {batch} images with as many {name}, and answers with "
+                            f"{len(value)}. Export again.")
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise UserError(f"{folder}: {signature} puts out {name} that are not finite. The weights of this run are "
+                            "broken; take another checkpoint (--which last).")
+
+
+# Publishing
+
+
+def publish(out, write, check, readme=None):
+    """Writes the next version of a bundle into the folder `out`; returns its path, `out`/<number>.
+
+    write(folder) makes the bundle under a name that is no number, check(folder) raises if it is not good; only then it
+    gets its number in one step. readme(version folder) gives the text of `out`/README.md. Two exports at once get two
+    numbers. What an export that was killed has left behind is removed by the next.
+    """
+    out = pathlib.Path(out)
+    prefix = f"exporting-{socket.gethostname()}-"
+    staging = out / f"{prefix}{os.getpid()}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(out, prefix)
+        shutil.rmtree(staging, ignore_errors=True)
+        write(staging)
+        check(staging)
+        for path in staging.rglob("*"):
+            files.flush(path)
+        version = _rename_to_next_number(staging, out)
+        files.flush(out)
+        if readme is not None:
+            files.write_text(out / "README.md", readme(version))
+        return version
+    except (OSError, tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError,
+            tf.errors.FailedPreconditionError) as error:
+        raise UserError(f"The bundle cannot be written to {out} ({files.reason(error)}). Free some space or choose "
+                        "another --out.") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def versions(out):
+    """The numbers of the published versions in a folder, ascending: what a server sees."""
+    return sorted(int(path.name) for path in pathlib.Path(out).iterdir()
+                  if re.fullmatch(r"[0-9]+", path.name) and path.is_dir())
+
+
+def _rename_to_next_number(staging, out):
+    number = max(versions(out), default=0) + 1
+    while True:
+        try:
+            os.replace(staging, out / str(number))
+            return out / str(number)
+        except OSError:
+            if not (out / str(number)).exists():
+                raise
+            number += 1  # another export was faster
+
+
+def _remove_abandoned(out, prefix):
+    for path in out.glob(f"{prefix}*"):
+        pid = path.name.removeprefix(prefix)
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def resolve_version(folder):
+    """The bundle at `folder`: itself, or the highest version in it; UserError where there is none."""
+    folder = pathlib.Path(folder)
+    if (folder / "saved_model.pb").is_file():
+        return folder
+    if folder.is_dir() and versions(folder):
+        return folder / str(versions(folder)[-1])
+    raise UserError(f"{folder} must be a bundle, serving/<model>/<number> or the folder above; it has no "
+                    "saved_model.pb. Export one: python -m <article>.export --run <run> --out <folder>")
+
+
+def read_config(folder):
+    """The dict of a bundle's assets.extra/config.json; UserError where it is missing or damaged."""
+    path = pathlib.Path(folder) / EXTRA / "config.json"
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} must be the JSON that export.py wrote ({files.reason(error)}). Export again.") from None
+
+
+def serve_command(name, out):
+    """The docker command of a bundle's README."""
+    return (f"docker run --rm -p 8500:8500 -p 8501:8501 \\\n"
+            f"  -v \"{pathlib.Path(out).resolve()}:/models/{name}:ro\" -e MODEL_NAME={name} \\\n"
+            f"  tensorflow/serving:{SERVING_VERSION}")

@@ -1,0 +1,311 @@
+"""Detections in pictures, folders, videos and cameras: drawn pictures, JSON lines, images per second.
+
+    python -m yolov3.predict --run runs/yolov3/voc2007 photo.jpg folder/ "more/*.png" video.mp4 0
+    python -m yolov3.predict --weights yolov3.weights --labels coco.names photo.jpg
+
+Pictures are turned as their EXIF orientation says; boxes are (left, top, right, bottom) in pixels of the picture as
+shown. B batch, S side of the network input, M detections kept, C classes.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common import boxes, cli, drawing, export, files, media, training
+from common.errors import UserError
+from yolov3 import convert
+from yolov3.model import ANCHORS, MODELS, TINY_ANCHORS
+from yolov3.postprocess import postprocess
+
+RUNTIMES = ("keras", "openvino")
+PRECISIONS = ("float32", "bfloat16")
+
+
+def load_run(folder, which="best", precision="float32"):
+    """(model, config) of a run folder, with the weights of its best or last epoch. Raises UserError.
+
+    precision: float32 or mixed_bfloat16, the arithmetic of the network whatever it was trained in.
+    """
+    if not folder:
+        raise UserError("--run must name a run folder, runs/yolov3/<name>. Train one: python -m yolov3.train --demo")
+    config = training.read_config(folder)
+    missing = {"article", "model", "width", "image_size", "labels", "anchors"} - set(config)
+    if missing or config["article"] != "yolov3":
+        raise UserError(f"{folder} must be a run of yolov3, and its config.json is of {config.get('article')!r} and "
+                        f"lacks {sorted(missing) or 'nothing'}. Give a folder that yolov3.train wrote.")
+    with dtype_policy(precision):
+        model = MODELS[config["model"]](len(config["labels"]), len(config["anchors"][0]), config["width"])
+    training.load_weights(folder, model, which)
+    return model, config
+
+
+def load_darknet(weights, labels, name=None, image_size=416, precision="float32"):
+    """(model, config) of a Darknet weight file and a text file of class names. Raises UserError."""
+    if not labels:
+        raise UserError("--weights needs --labels, a text file with one class name per line, such as coco.names.")
+    labels = convert.read_labels(labels)
+    with dtype_policy(precision):
+        model, _, name = convert.from_darknet(weights, labels, name)
+    anchors = TINY_ANCHORS if name == "tiny" else ANCHORS
+    return model, {"article": "yolov3", "model": name, "width": 1.0, "image_size": image_size, "labels": labels,
+                   "anchors": anchors.tolist()}
+
+
+@contextlib.contextmanager
+def dtype_policy(name):
+    """Layers made inside have this Keras policy."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def network(model, image_size, runtime="keras"):
+    """The function from images float32 [B, S, S, 3] in 0..1 to logits, as fast as the runtime can.
+
+    model: of `load_run` or `load_darknet`. openvino takes bfloat16 by itself where the processor has it.
+    """
+    frozen = export.freeze(model, tf.TensorSpec([None, image_size, image_size, 3], tf.float32, "images"))
+    return frozen if runtime == "keras" else openvino_network(frozen)
+
+
+def bundle_network(folder, runtime="keras"):
+    """(network, config) of an exported bundle."""
+    folder = export.resolve_version(folder)
+    config = export.read_config(folder)
+    signature = tf.saved_model.load(str(folder)).signatures["network"]
+    names = [f"logits_{i}" for i in range(len(config["anchors"]))]
+    if runtime == "keras":
+        return lambda images: [signature(images=images)[name] for name in names], config
+    return openvino_network(signature, names), config
+
+
+def openvino_network(concrete, names=None):
+    """A ConcreteFunction from images to logits, compiled by OpenVINO; UserError where it is not installed.
+
+    names: those of the outputs, in order, where the function puts out a dict.
+    """
+    try:
+        import openvino
+    except ImportError:
+        raise UserError('--runtime openvino needs the package openvino. Install it: pip install -e ".[openvino]"') \
+            from None
+    converted = openvino.convert_model(concrete)
+    compiled = openvino.compile_model(converted, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    strides_first = [compiled.output(name) for name in names] if names else compiled.outputs
+
+    def run(images):
+        found = compiled(np.asarray(images))
+        return [tf.constant(found[output]) for output in strides_first]
+
+    return run
+
+
+def make_detect(infer, config, *, score_threshold, iou_threshold, max_detections, class_agnostic=False):
+    """The function from a list of uint8 RGB pictures of any sizes to (list of detections, seconds of the network).
+
+    Detections of a picture: list of {"label", "score", "box_xyxy" (pixels of the picture)}, best first. The seconds
+    are those of network and suppression alone.
+    """
+    size, labels = config["image_size"], config["labels"]
+    anchors = np.array(config["anchors"], np.float32)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)], autograph=False)
+    def letterbox(image):
+        return boxes.letterbox(image, size)
+
+    @tf.function(reduce_retracing=True, autograph=False)
+    def suppress(logits, height, width):
+        found = postprocess(logits, anchors, (size, size), score_threshold=score_threshold,
+                            iou_threshold=iou_threshold, max_detections=max_detections, class_agnostic=class_agnostic)
+        return {**found, "boxes": boxes.unletterbox_boxes(found["boxes"], height, width, size)}
+
+    def detect(pictures):
+        images = tf.stack([letterbox(picture) for picture in pictures])
+        height, width = np.array([picture.shape[:2] for picture in pictures], np.int32).T
+        start = time.perf_counter()
+        found = {name: value.numpy() for name, value in suppress(infer(images), height, width).items()}
+        seconds = time.perf_counter() - start
+        return [_readable(found, index, labels) for index in range(len(pictures))], seconds
+
+    return detect
+
+
+def _readable(found, index, labels):
+    return [{"label": labels[found["classes"][index, rank]], "score": round(float(found["scores"][index, rank]), 5),
+             "box_xyxy": [round(float(value), 2) for value in found["boxes"][index, rank]]}
+            for rank in range(found["num"][index])]
+
+
+class Writer:
+    """Drawn pictures and videos and detections.jsonl in a folder; use it with `with`.
+
+    Every file has its name only when it is complete; a stream that is interrupted is completed with what it has.
+    """
+
+    def __init__(self, folder, labels):
+        self.folder = pathlib.Path(folder)
+        self.labels = labels
+        self._names = set()
+        self._source, self._video = None, None
+
+    def __enter__(self):
+        self._stack = contextlib.ExitStack()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self._stack.enter_context(files.replacing(self.folder / "detections.jsonl"))
+            self._lines = self._stack.enter_context(open(path, "w", encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"--out {self.folder} cannot be written ({files.reason(error)}). Choose another folder.") \
+                from None
+        return self
+
+    def write(self, frame, detections):
+        """Draws the detections of one frame and appends its line."""
+        height, width = frame.image.shape[:2]
+        drawn = drawing.draw_boxes(
+            frame.image, [found["box_xyxy"] for found in detections], [found["label"] for found in detections],
+            [found["score"] for found in detections], [self.labels.index(found["label"]) for found in detections])
+        if frame.fps is None:
+            path = self.folder / f"{self._free_name(frame.source)}.png"
+            drawing.write_png(path, drawn)
+        else:
+            path = self._write_video(frame, drawn)
+        line = {"file": frame.source, "frame": frame.index, "width": width, "height": height,
+                "drawn": path.name, "detections": detections}
+        print(json.dumps(line, ensure_ascii=False), file=self._lines)
+
+    def _write_video(self, frame, drawn):
+        if self._video is None or frame.index == 0:
+            self._close_video()
+            size = drawn.shape[1::-1]
+            self._video = media.VideoWriter(self.folder / self._free_name(frame.source), frame.fps, size)
+        self._video.write(drawn)
+        return self._video.path
+
+    def _free_name(self, source):
+        """File name without suffix that no earlier source has taken."""
+        stem = pathlib.Path(source).stem.replace(" ", "_") if os.path.exists(source) else re.sub(r"\W", "_", source)
+        name, number = stem, 2
+        while name in self._names:
+            name, number = f"{stem}_{number}", number + 1
+        self._names.add(name)
+        return name
+
+    def _close_video(self):
+        if self._video is not None:
+            self._video.close()
+            self._video = None
+
+    def __exit__(self, kind, error, traceback):
+        try:
+            self._close_video()
+        finally:
+            # Ctrl-C ends a camera: what was detected until then is kept.
+            self._stack.__exit__(*((None,) * 3 if kind is KeyboardInterrupt else (kind, error, traceback)))
+
+
+def predict(arguments, detect, config, out, *, batch_size=1, report=print):
+    """Detects in all sources and writes to `out`; returns {"images", "unreadable", "network_seconds", "seconds"}."""
+    unreadable = []
+
+    def on_unreadable(name, reason):
+        unreadable.append(name)
+        report(f"unreadable: {name}: {reason}")
+
+    size = config["image_size"]
+    detect([np.zeros([size, size, 3], np.uint8)])  # tracing and the first run, which take seconds, are not counted
+    count, network_seconds, start = 0, 0.0, time.perf_counter()
+    with Writer(out, config["labels"]) as writer:
+        for batch in _batches(media.frames(arguments, on_unreadable), batch_size):
+            found, seconds = detect([frame.image for frame in batch])
+            network_seconds += seconds
+            count += len(batch)
+            for frame, detections in zip(batch, found):
+                writer.write(frame, detections)
+    return {"images": count, "unreadable": unreadable, "network_seconds": network_seconds,
+            "seconds": time.perf_counter() - start}
+
+
+def _batches(stream, batch_size):
+    batch = []
+    for frame in stream:
+        batch.append(frame)
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def define_flags():
+    cli.define_run_flag()
+    flags = cli.flags
+    flags.DEFINE_enum("which", "best", ["best", "last"], "Weights of the best or of the last epoch.")
+    flags.DEFINE_string("weights", None, "Darknet weight file, instead of --run; needs --labels.")
+    flags.DEFINE_string("labels", None, "Text file with one class name per line, for --weights.")
+    flags.DEFINE_enum("model", None, list(MODELS), "Network of --weights; default: the one that its length fits.")
+    flags.DEFINE_integer("image_size", None, "Side of the network input, a multiple of 32; default: the run's, or 416.",
+                         lower_bound=32)
+    flags.DEFINE_string("bundle", None, "Exported bundle, instead of --run.")
+    flags.DEFINE_string("out", "predictions", "Folder of the drawn pictures and of detections.jsonl.")
+    flags.DEFINE_float("score_threshold", 0.25, "Detections must score higher.", lower_bound=0.0, upper_bound=1.0)
+    flags.DEFINE_float("iou_threshold", 0.45, "Of boxes that overlap more, the best is kept.", lower_bound=0.0,
+                       upper_bound=1.0)
+    flags.DEFINE_integer("max_detections", 100, "Detections kept in a picture.", lower_bound=1)
+    flags.DEFINE_bool("class_agnostic", False, "One class per box, and boxes suppress those of other classes.")
+    flags.DEFINE_integer("batch_size", 1, "Pictures per run of the network.", lower_bound=1)
+    flags.DEFINE_enum("runtime", "keras", RUNTIMES, "openvino is faster on Intel processors, and an extra.")
+    flags.DEFINE_enum("precision", "float32", PRECISIONS, "Arithmetic under --runtime keras; bfloat16 is faster on "
+                      "processors with amx_bf16 or avx512_bf16 only.")
+
+
+def load_flags(flags):
+    """(network, config) that --run, --weights or --bundle stands for."""
+    given = [name for name in ("run", "weights", "bundle") if flags[name].value]
+    if len(given) != 1:
+        raise UserError(f"Exactly one of --run, --weights and --bundle must be given; {' and '.join(given) or 'none'} "
+                        "came.")
+    size = flags.image_size
+    if size and size % 32:
+        raise UserError(f"--image_size must be a multiple of 32; {size} came.")
+    if flags.bundle:
+        if size:
+            raise UserError("--image_size is fixed in a bundle; leave it out, or give --run.")
+        return bundle_network(flags.bundle, flags.runtime)
+    precision = "mixed_bfloat16" if flags.precision == "bfloat16" and flags.runtime == "keras" else "float32"
+    if flags.run:
+        model, config = load_run(flags.run, flags.which, precision)
+        config = {**config, "image_size": size or config["image_size"]}
+    else:
+        model, config = load_darknet(flags.weights, flags.labels, flags.model, size or 416, precision)
+    return network(model, config["image_size"], flags.runtime), config
+
+
+def main(args):
+    flags = cli.FLAGS
+    if not args:
+        raise UserError("Say what to look at: files, folders, globs, videos or a camera's number, e.g. photo.jpg")
+    infer, config = load_flags(flags)
+    detect = make_detect(infer, config, score_threshold=flags.score_threshold, iou_threshold=flags.iou_threshold,
+                         max_detections=flags.max_detections, class_agnostic=flags.class_agnostic)
+    result = predict(args, detect, config, flags.out, batch_size=flags.batch_size)
+    count, unreadable = result["images"], result["unreadable"]
+    if not count:
+        raise UserError(f"None of the {len(unreadable)} sources could be read; their names stand above.")
+    print(f"{count} images, {count / result['network_seconds']:.1f} per second in the network and suppression, "
+          f"{count / result['seconds']:.1f} all in; {len(unreadable)} unreadable")
+    print(pathlib.Path(flags.out) / "detections.jsonl")
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)
