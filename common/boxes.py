@@ -24,8 +24,7 @@ def to_cxcywh(boxes_xyxy):
 
 def area(boxes_xyxy):
     """Areas [...] of boxes [..., 4]; 0 for a box whose right is not right of its left, or bottom not below top."""
-    left, top, right, bottom = tf.unstack(tf.cast(boxes_xyxy, tf.float32), axis=-1)
-    return tf.maximum(right - left, 0.0) * tf.maximum(bottom - top, 0.0)
+    return _area(*tf.unstack(tf.cast(boxes_xyxy, tf.float32), axis=-1))
 
 
 def iou(a_xyxy, b_xyxy):
@@ -36,12 +35,15 @@ def iou(a_xyxy, b_xyxy):
 
 def iou_paired(a_xyxy, b_xyxy):
     """Intersection over union [...] of boxes [..., 4] with boxes [..., 4], one to one; 0 where the union is 0."""
-    a_left, a_top, a_right, a_bottom = tf.unstack(tf.cast(a_xyxy, tf.float32), axis=-1)
-    b_left, b_top, b_right, b_bottom = tf.unstack(tf.cast(b_xyxy, tf.float32), axis=-1)
-    width = tf.maximum(tf.minimum(a_right, b_right) - tf.maximum(a_left, b_left), 0.0)
-    height = tf.maximum(tf.minimum(a_bottom, b_bottom) - tf.maximum(a_top, b_top), 0.0)
-    intersection = width * height
-    return tf.math.divide_no_nan(intersection, area(a_xyxy) + area(b_xyxy) - intersection)
+    a = a_left, a_top, a_right, a_bottom = tf.unstack(tf.cast(a_xyxy, tf.float32), axis=-1)
+    b = b_left, b_top, b_right, b_bottom = tf.unstack(tf.cast(b_xyxy, tf.float32), axis=-1)
+    intersection = _area(tf.maximum(a_left, b_left), tf.maximum(a_top, b_top),
+                         tf.minimum(a_right, b_right), tf.minimum(a_bottom, b_bottom))
+    return tf.math.divide_no_nan(intersection, _area(*a) + _area(*b) - intersection)
+
+
+def _area(left, top, right, bottom):
+    return tf.maximum(right - left, 0.0) * tf.maximum(bottom - top, 0.0)
 
 
 def shape_iou(sizes_a, sizes_b):

@@ -3,12 +3,13 @@
 Shape letters: B batch, N boxes, C classes, M detections kept, K candidates.
 """
 
+import numpy as np
 import tensorflow as tf
 
 from common import boxes
 
-BLOCK = 128  # candidates that one round decides; the result does not depend on it
-PREFIX = 8 * BLOCK  # candidates sorted at first, since they mostly fill the detections; neither on this
+BLOCK = 96  # candidates that one round decides; the result does not depend on it
+PREFIX = 10 * BLOCK  # candidates sorted at first, since they mostly fill the detections; neither on this
 
 
 def nms(boxes_xyxy, scores, *, score_threshold, iou_threshold, max_detections, class_agnostic=False,
@@ -102,6 +103,7 @@ def _suppress(corners, box, group, score, iou_threshold, max_detections, candida
     after i rounds, so what stands still is the greedy result; a few rounds do.
     """
     limit = tf.size(score) if candidates is None else tf.minimum(tf.size(score), candidates)
+    better_rank = tf.constant(np.triu(np.ones([BLOCK, BLOCK], np.float32), 1))
 
     def unfinished(order, start, kept):
         return (start < limit) & (tf.size(kept) < max_detections)
@@ -109,22 +111,26 @@ def _suppress(corners, box, group, score, iou_threshold, max_detections, candida
     def decide_block(order, start, kept):
         # top_k puts the lower index first among equals, so that the longer order continues the shorter.
         order = tf.cond(start < tf.size(order), lambda: order, lambda: tf.math.top_k(score, limit).indices)
-        num_kept = tf.size(kept)
-        pool = tf.concat([kept, order[start:start + BLOCK]], axis=0)
+        block = order[start:start + BLOCK]
+        num_kept, num_block = tf.size(kept), tf.size(block)
+        pool = tf.concat([kept, block], axis=0)
         pool_corners, pool_group = tf.gather(corners, tf.gather(box, pool)), tf.gather(group, pool)
-        rank = tf.range(tf.size(pool))
-        overlap = boxes.iou(pool_corners, pool_corners[num_kept:])  # [pool, block]
-        beats = (overlap > iou_threshold) & (pool_group[:, tf.newaxis] == pool_group[num_kept:])
-        beats = tf.cast(beats & (rank[:, tf.newaxis] < rank[num_kept:]), tf.float32)
-        finite = tf.reduce_all(tf.math.is_finite(pool_corners), axis=1)
+        block_corners, block_group = pool_corners[num_kept:], pool_group[num_kept:]
+        beats = boxes.iou(pool_corners, block_corners) > iou_threshold  # [pool, block]
+        beats = tf.cast(beats & (pool_group[:, tf.newaxis] == block_group), tf.float32)
+        by_kept, in_block = tf.split(beats, [num_kept, num_block])
+        in_block *= better_rank[:num_block, :num_block]
+        finite = tf.cast(tf.reduce_all(tf.math.is_finite(block_corners), axis=1), tf.float32)
+        alive = tf.nn.relu(finite - tf.reduce_sum(by_kept, axis=0))[:, tf.newaxis]  # 1 or 0, as all of keep
 
         def settle(_, keep):
-            beaten = tf.linalg.matvec(beats, tf.cast(keep, tf.float32), transpose_a=True) > 0.0
-            return keep, finite & ~tf.concat([tf.zeros([num_kept], tf.bool), beaten], axis=0)
+            return keep, tf.nn.relu(alive - tf.matmul(in_block, keep, transpose_a=True))
 
-        _, keep = tf.while_loop(lambda before, keep: tf.reduce_any(before != keep), settle,
-                                settle(finite, finite), shape_invariants=(tf.TensorShape([None]),) * 2)
-        return order, start + BLOCK, tf.boolean_mask(pool, keep)[:max_detections]
+        _, keep = tf.while_loop(lambda before, keep: tf.reduce_any(before != keep), settle, settle(alive, alive),
+                                shape_invariants=(tf.TensorShape([None, 1]),) * 2)
+        new = tf.gather(block, tf.where(keep > 0.0)[:, 0])
+        kept = tf.concat([kept, new], axis=0)[:max_detections]
+        return order, start + BLOCK, kept
 
     order = tf.math.top_k(score, tf.minimum(limit, PREFIX)).indices
     start, kept = tf.constant(0), tf.zeros([0], tf.int32)

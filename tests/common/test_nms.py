@@ -104,7 +104,7 @@ def test_a_chain_of_overlaps_and_the_sizes_of_block_and_prefix(monkeypatch):
     scores = np.linspace(1, 0.5, 700, dtype=np.float32)[None, :, None]
     arguments = {"score_threshold": 0.1, "iou_threshold": 0.3, "max_detections": 1000}
     assert check(boxes, scores, **arguments)["num"][0] == 350
-    monkeypatch.setattr(nms_module, "BLOCK", 3)
+    monkeypatch.setattr(nms_module, "BLOCK", 3)  # many small blocks, sorted further after the ninth candidate
     monkeypatch.setattr(nms_module, "PREFIX", 9)
     check(boxes, scores, **arguments)
     check(*crowded(2, 60, 3, 2, 8), **arguments)
