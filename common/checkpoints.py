@@ -1,8 +1,8 @@
 """Checkpoints that survive kill -9, damaged files and full disks, and weights for evaluation.
 
-A variable is stored under the group it is given in and its Keras path, such as `model/conv_000/kernel`, so that a
-checkpoint of another model is refused with the layer's name and both shapes. Layers that hold variables must
-therefore have names of their own.
+A variable is stored under the group it is given in and its Keras path, such as `model/conv_000/kernel`, so
+that a checkpoint of another model is refused with the layer's name and both shapes. Layers that hold
+variables must therefore have names of their own.
 """
 
 import contextlib
@@ -35,11 +35,12 @@ class Checkpoints:
     def __init__(self, folder, items, keep=3):
         self.folder = pathlib.Path(folder)
         self.keep = keep
+        named = {group: named_variables(item) for group, item in items.items()}
         self._variables = {f"{group}/{name}": variable
-                           for group, item in items.items() for name, variable in named_variables(item).items()}
+                           for group, variables in named.items() for name, variable in variables.items()}
         self._checkpoint = tf.train.Checkpoint(
-            **{group: {name: _value(variable) for name, variable in named_variables(item).items()}
-               for group, item in items.items()})
+            **{group: {name: _value(variable) for name, variable in variables.items()}
+               for group, variables in named.items()})
         self._damaged = []
         self._saved = None
         if files.is_chief():
@@ -71,9 +72,8 @@ class Checkpoints:
             for path in _files_of(prefix):
                 path.unlink(missing_ok=True)
             self._remove_leftovers()
-            kept = f"The checkpoint of step {self._saved} is kept" if self._saved is not None else "Nothing is saved yet"
-            raise UserError(f"Checkpoint {prefix} cannot be written ({files.reason(error)}). {kept}. Free some space "
-                            f"and run the same again.") from error
+            raise UserError(f"Checkpoint {prefix} cannot be written ({files.reason(error)}). {self._kept()}"
+                            "Free some space and run the same again.") from error
         self._saved = step
         self._remove_old(step)
 
@@ -89,8 +89,7 @@ class Checkpoints:
         for step in steps:
             prefix = self.folder / f"ckpt-{step}"
             try:
-                stored = _stored_shapes(prefix)
-                _require_same({name: _shape(value) for name, value in self._variables.items()}, stored, prefix)
+                _require_same(_shapes(self._variables), _open(prefix)[0], prefix)
                 self._checkpoint.read(str(prefix)).assert_consumed()
             except _DAMAGE as error:
                 self._damaged.append(step)
@@ -106,9 +105,12 @@ class Checkpoints:
         for name, variable in self._variables.items():
             value = tf.convert_to_tensor(_value(variable))
             if value.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(value))):
-                last = f"The checkpoint of step {self._saved} is kept." if self._saved is not None else ""
-                raise UserError(f"{name} is not finite after step {step}, so this step is not saved. {last} Lower "
-                                f"the learning rate or clip the gradients, and run the same again.")
+                raise UserError(
+                    f"{name} is not finite after step {step}, so this step is not saved. {self._kept()}Lower "
+                    "the learning rate or clip the gradients, and run the same again.")
+
+    def _kept(self):
+        return "" if self._saved is None else f"The checkpoint of step {self._saved} is kept. "
 
     def _remove_leftovers(self):
         for path in self.folder.glob("ckpt-*_temp*"):
@@ -130,12 +132,13 @@ class Checkpoints:
 
 
 def load_weights(folder, model, which="best", group="model"):
-    """Loads a run's weights into `model`, all of them or none; returns the step they are of, and says it on stderr.
+    """Loads a run's weights into `model`, all of them or none; returns the step they are of, and says it on
+    stderr.
 
-    which: "best" takes checkpoints/best.weights.h5 or, where no validation has written it yet, "last": the newest
-    whole checkpoint, with averaged weights ("ema" of the items of `Checkpoints`) where it has them.
-    group: the model's name among the items of `Checkpoints`.
-    Raises `UserError`: no run, damaged, or of another model (names the variable and both shapes).
+    which: "best" takes checkpoints/best.weights.h5 or, where no validation has written it yet, "last": the
+    newest whole checkpoint, with averaged weights ("ema" of the items of `Checkpoints`) where it has them.
+    group: the model's name among the items of `Checkpoints`. Raises `UserError`: no run, damaged, or of
+    another model (names the variable and both shapes).
     """
     if which not in ("best", "last"):
         raise UserError(f'Weights must be "best" or "last", not {which!r}.')
@@ -158,13 +161,13 @@ def read_best(path):
         with h5py.File(path, "r") as file:
             return json.loads(file[_TABLE].asstr()[()])
     except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path} must be a weights file that train.py wrote ({files.reason(error)}). Remove it to "
-                        f"go on with the last checkpoint.") from error
+        raise UserError(f"{path} must be a weights file that train.py wrote ({files.reason(error)}). Remove "
+                        "it to go on with the last checkpoint.") from error
 
 
 def write_best(path, model, table):
-    """Writes the model's weights in Keras's format, with `table` and all names and shapes, whole or not at all."""
-    shapes = {name: list(_shape(value)) for name, value in named_variables(model).items()}
+    """Writes the model's weights in Keras's format, with `table` and all shapes, whole or not at all."""
+    shapes = _shapes(named_variables(model))
     with files.replacing(path) as temporary:
         try:
             model.save_weights(temporary)
@@ -177,8 +180,8 @@ def write_best(path, model, table):
 def named_variables(item):
     """{name: variable} of a Keras model or optimizer, a variable, or a list of variables.
 
-    Names are Keras paths without what differs from process to process: the model's or optimizer's own name and
-    the running numbers of seed generators.
+    Names are Keras paths without what differs from process to process: the model's or optimizer's own name
+    and the running numbers of seed generators.
     """
     if isinstance(item, keras.optimizers.Optimizer):
         variables, paths = item.variables, [v.path.split("/", 1)[-1] for v in item.variables]
@@ -208,8 +211,8 @@ def _value(variable):
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
-def _shape(variable):
-    return tuple(variable.shape)
+def _shapes(named):
+    return {name: list(variable.shape) for name, variable in named.items()}
 
 
 def _bytes(variable):
@@ -217,7 +220,7 @@ def _bytes(variable):
 
 
 # What TensorFlow raises for files that are cut, flipped, or gone.
-_DAMAGE = (tf.errors.OpError, OSError, ValueError, RuntimeError)
+_DAMAGE = (tf.errors.OpError, OSError, ValueError, RuntimeError, LookupError)
 
 
 def _steps(folder):
@@ -231,31 +234,36 @@ def _files_of(prefix):
     return list(prefix.parent.glob(f"{prefix.name}.*"))
 
 
-def _stored_shapes(prefix):
-    """{group/name: shape} of a checkpoint."""
+def _open(prefix):
+    """A checkpoint's ({group/name: shape}, function from such a name to its array)."""
     if not prefix.with_name(f"{prefix.name}.index").exists():
         raise OSError(f"{prefix.name}.index is missing")
-    shapes = tf.train.load_checkpoint(str(prefix)).get_variable_to_shape_map()
+    reader = tf.train.load_checkpoint(str(prefix))
     suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
     # tf.train.Checkpoint writes "/" within a name as ".S" and "." as "..".
-    unescape = {".S": "/", "..": "."}
-    return {re.sub(r"\.[S.]", lambda match: unescape[match[0]], name.removesuffix(suffix)): tuple(shape)
-            for name, shape in shapes.items() if name.endswith(suffix)}
+    plain = {".S": "/", "..": "."}
+    keys, shapes = {}, {}
+    for key, shape in reader.get_variable_to_shape_map().items():
+        if key.endswith(suffix):
+            name = re.sub(r"\.[S.]", lambda match: plain[match[0]], key.removesuffix(suffix))
+            keys[name], shapes[name] = key, shape
+    return shapes, lambda name: reader.get_tensor(keys[name])
 
 
 def _require_same(expected, stored, source):
     """Raises `UserError` unless two {name: shape} agree."""
     for name, shape in expected.items():
-        if name in stored and tuple(stored[name]) != tuple(shape):
-            raise UserError(f"{name} is {list(stored[name])} in {source}, but {list(shape)} in this model. Build the "
-                            f"model as it was trained (labels, model, sizes), or choose another --run.")
+        if name in stored and stored[name] != shape:
+            raise UserError(f"{name} is {stored[name]} in {source}, but {shape} in this model. "
+                            "Build the model as it was trained (labels, model, sizes), or choose another "
+                            "--run.")
     missing = [name for name in expected if name not in stored]
     surplus = [name for name in stored if name not in expected]
     if missing or surplus:
         both = [f"has no {missing[0]} (one of {len(missing)} that this model has)"] if missing else []
         both += [f"has {surplus[0]} (one of {len(surplus)} that this model lacks)"] if surplus else []
-        raise UserError(f"{source} is of another model: it {' and '.join(both)}. Build the model as it was trained, "
-                        f"or choose another --run.")
+        raise UserError(f"{source} is of another model: it {' and '.join(both)}. Build the model as it was "
+                        "trained, or choose another --run.")
 
 
 def _warn_damaged(prefix, error):
@@ -264,19 +272,18 @@ def _warn_damaged(prefix, error):
 
 
 def _none_readable(folder):
-    return UserError(f"{folder} holds checkpoints, but none of them can be read. Put back a copy, or choose another "
-                     f"--run to start anew.")
+    return UserError(f"{folder} holds checkpoints, but none of them can be read. Put back a copy, or choose "
+                     "another --run to start anew.")
 
 
 def _load_best(path, model):
     table = read_best(path)
-    expected = {name: _shape(value) for name, value in named_variables(model).items()}
-    _require_same(expected, table["shapes"], path)
+    _require_same(_shapes(named_variables(model)), table["shapes"], path)
     try:
         model.load_weights(path)
     except _DAMAGE as error:
-        raise UserError(f"{path} is damaged ({files.reason(error)}). Put back a copy, or remove it to go on with the "
-                        f"last checkpoint.") from error
+        raise UserError(f"{path} is damaged ({files.reason(error)}). Put back a copy, or remove it to go on "
+                        "with the last checkpoint.") from error
     return table["step"]
 
 
@@ -286,11 +293,14 @@ def _load_last(folder, model, group):
     for step in steps:
         prefix = folder / f"ckpt-{step}"
         try:
-            stored = _stored_shapes(prefix)
-            own = {name.removeprefix(f"{group}/"): shape for name, shape in stored.items()
+            shapes, read = _open(prefix)
+            own = {name.removeprefix(f"{group}/"): shape for name, shape in shapes.items()
                    if name.startswith(f"{group}/")}
-            _require_same({name: _shape(value) for name, value in variables.items()}, own, f"{prefix}, {group}")
-            values = _read(prefix, variables, group, stored)
+            _require_same(_shapes(variables), own, f"{prefix}, {group}")
+            values = {}
+            for name, variable in variables.items():
+                averaged = [f"ema/{path}" for path in (name, variable.path) if f"ema/{path}" in shapes]
+                values[name] = read(averaged[0] if averaged else f"{group}/{name}")
         except _DAMAGE as error:
             _warn_damaged(prefix, error)
             continue
@@ -300,15 +310,3 @@ def _load_last(folder, model, group):
     if steps:
         raise _none_readable(folder)
     raise UserError(f"{folder} holds no weights. Train first, or give --run the folder that train.py wrote.")
-
-
-def _read(prefix, variables, group, stored):
-    """{name: array}, the averaged value where the checkpoint has one."""
-    reader = tf.train.load_checkpoint(str(prefix))
-    values = {}
-    for name, variable in variables.items():
-        averaged = [f"ema/{path}" for path in (name, variable.path) if f"ema/{path}" in stored]
-        source = averaged[0] if averaged else f"{group}/{name}"
-        escaped = source.replace(".", "..").split("/", 1)
-        values[name] = reader.get_tensor(f"{escaped[0]}/{escaped[1].replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE")
-    return values

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written under a temporary name, flushed to the disk, then renamed."""
+"""Files that are whole or not there: written under a temporary name, flushed to the disk, then renamed."""
 
 import contextlib
 import json
@@ -15,10 +15,10 @@ MEBIBYTE = 2**20
 
 @contextlib.contextmanager
 def replacing(path):
-    """Gives a temporary path beside `path` to write to, with the same suffix; on success it takes `path`'s place.
+    """Gives a temporary path beside `path`, with the same suffix; on success it takes `path`'s place.
 
-    On any failure the temporary file is removed and the old file stays as it was. Raises `UserError` where the
-    system refuses to write (disk full, folder read-only).
+    On any failure the temporary file is removed and the old file stays as it was. Raises `UserError` where
+    the system refuses to write (disk full, folder read-only).
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f"{PREFIX}{os.getpid()}-{path.name}")
@@ -28,8 +28,9 @@ def replacing(path):
         os.replace(temporary, path)
         flush(path.parent)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({reason(error)}); what was there before is kept. Free some "
-                        f"space or choose a folder that can be written to, then run the same again.") from error
+        raise UserError(
+            f"{path} cannot be written ({reason(error)}); what was there before is kept. Free some space or "
+            "choose a folder that can be written to, then run the same again.") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -77,7 +78,7 @@ def require_space(folder, size):
 
 
 def is_chief():
-    """Whether this process writes the run folder: always, unless TF_CONFIG gives it another part than the chief's."""
+    """Whether this process writes the run folder: always, unless TF_CONFIG makes another the chief."""
     cluster = json.loads(os.environ.get("TF_CONFIG") or "{}")
     task = cluster.get("task", {})
     if task.get("type") == "worker" and not cluster.get("cluster", {}).get("chief"):

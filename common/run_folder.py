@@ -34,16 +34,15 @@ VERSION = "0.1.0"
 class Run:
     """An open run folder.
 
-    folder: pathlib.Path. config: the dict that was asked for, with "versions". resumed: whether the folder held a
-    run before. writes: False in the processes of a cluster that leave the writing to the chief.
+    folder: pathlib.Path. config: the dict that was asked for, with "versions". resumed: whether the folder
+    held a run before. writes: False in the processes of a cluster that leave the writing to the chief.
     """
 
-    def __init__(self, folder, config, resumed, writes, lock=None):
+    def __init__(self, folder, config, resumed, writes):
         self.folder = pathlib.Path(folder)
         self.config = config
         self.resumed = resumed
         self.writes = writes
-        self._lock = lock
 
     @property
     def samples(self):
@@ -61,7 +60,8 @@ class Run:
     def save_best(self, model, value, step, higher_is_better=True):
         """Writes `checkpoints/best.weights.h5` when `value` beats the best so far; returns whether it did.
 
-        A NaN never does. The file is Keras's weights file, with the names and shapes that `load_weights` checks.
+        A NaN never does. The file is Keras's weights file, with the names and shapes that `load_weights`
+        checks.
         """
         if not self.writes or math.isnan(value):
             return False
@@ -82,10 +82,10 @@ class Run:
 def open_run(folder, config, identity=()):
     """Creates the run folder, or opens it again when it holds a run; returns a `Run`.
 
-    config: what JSON can hold. identity: the keys that shape the model; when the folder holds a run, they must have
-    the values they had. The other keys may change (more epochs, another learning rate) and are written anew.
-    Raises `UserError` before anything is trained: the folder cannot be written to, is full, is in use by another
-    process, or holds another model.
+    config: what JSON can hold. identity: the keys that shape the model; when the folder holds a run, they
+    must have the values they had. The other keys may change (more epochs, another learning rate) and are
+    written anew. Raises `UserError` before anything is trained: the folder cannot be written to, is full, is
+    in use by another process, or holds another model.
     """
     folder = pathlib.Path(folder)
     config = json.loads(json.dumps({**config, "versions": versions()}, allow_nan=False))
@@ -95,15 +95,15 @@ def open_run(folder, config, identity=()):
         _check_identity(folder, config, identity)
         resumed = True
     elif list(folder.glob("checkpoints/ckpt-*")):
-        raise UserError(f"{folder} holds checkpoints but no config.json, so nothing says which model they are of. "
-                        f"Put config.json back, or choose another --run.")
+        raise UserError(f"{folder} holds checkpoints but no config.json, so nothing says which model they "
+                        "are of. Put config.json back, or choose another --run.")
     else:
         resumed = False
     _require_writable(folder)
-    lock = _lock(folder)
+    _lock(folder)
     files.remove_temporaries(folder)
     files.write_json(folder / "config.json", config)
-    return Run(folder, config, resumed=resumed, writes=True, lock=lock)
+    return Run(folder, config, resumed=resumed, writes=True)
 
 
 def read_config(folder):
@@ -112,14 +112,14 @@ def read_config(folder):
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} must be a run folder, but has no config.json. Train first, or give --run the "
-                        f"folder that train.py wrote.") from None
+        raise UserError(f"{folder} must be a run folder, but has no config.json. Train first, or give --run "
+                        "the folder that train.py wrote.") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} must be readable JSON ({files.reason(error)}). Put back a copy of it, or train "
-                        f"with another --run.") from None
+        raise UserError(f"{path} must be readable JSON ({files.reason(error)}). Put back a copy of it, or "
+                        "train with another --run.") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path} must hold a JSON object, not {type(config).__name__}. Put back a copy of it, or "
-                        f"train with another --run.")
+        raise UserError(f"{path} must hold a JSON object, not {type(config).__name__}. Put back a copy of "
+                        "it, or train with another --run.")
     return config
 
 
@@ -134,8 +134,9 @@ def _check_identity(folder, config, identity):
     for key in identity:
         if old.get(key) != config.get(key):
             raise UserError(
-                f"{folder} holds a run with {key} = {json.dumps(old.get(key))}, but {json.dumps(config.get(key))} was "
-                f"asked for. Ask for the old value to go on with it, or choose another --run.")
+                f"{folder} holds a run with {key} = {json.dumps(old.get(key))}, but "
+                f"{json.dumps(config.get(key))} was asked for. Ask for the old value to go on with it, or "
+                "choose another --run.")
 
 
 def _require_writable(folder):
@@ -153,19 +154,18 @@ def _require_writable(folder):
 
 
 def _lock(folder):
-    """An open, locked file: a second process that opens the run is refused, and a crash leaves no lock behind."""
+    """Holds the run for this process until it ends, however it ends; another process is refused."""
     import fcntl
 
-    lock = open(folder / ".lock", "a+b")
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        lock.close()
+        os.close(descriptor)
         raise UserError(f"{folder} is in use by another process. Wait for it or stop it, or choose another "
-                        f"--run.") from None
+                        "--run.") from None
     except OSError:  # a file system without locks
-        pass
-    return lock
+        os.close(descriptor)
 
 
 class NonFiniteLoss(UserError):
@@ -175,10 +175,10 @@ class NonFiniteLoss(UserError):
 class Log:
     """Progress bar, TensorBoard, metrics.csv and the NaN stop of one run.
 
-    total_steps: the bar's length. start: the restored step; rows of metrics.csv after it are dropped. advice: what
-    the article says to do, by name of the loss part that went first; the key "any" for all others.
-    every: steps between two points of a TensorBoard curve.
-    Use as a context manager. In a cluster, only the chief shows and writes anything.
+    total_steps: the bar's length. start: the restored step; rows of metrics.csv after it are dropped. advice:
+    what the article says to do, by name of the loss part that went first; the key "any" for all others.
+    every: steps between two points of a TensorBoard curve. Use as a context manager. In a cluster, only the
+    chief shows and writes anything.
     """
 
     def __init__(self, run, total_steps, start=0, advice=None, every=20):
@@ -236,7 +236,8 @@ class Log:
     def epoch(self, epoch, metrics=None):
         """Adds a row to metrics.csv (epoch, step, seconds, mean of the loss parts, metrics) and TensorBoard.
 
-        metrics: {name: float}. The means are over the steps of the epoch that this process ran. Returns the row.
+        metrics: {name: float}. The means are over the steps of the epoch that this process ran. Returns the
+        row.
         """
         self.flush()
         now = time.monotonic()
@@ -279,8 +280,8 @@ class Log:
             # The sum of all parts is not finite whenever one of them is: name a part if there is one.
             first = next((name for name in bad if name not in ("loss", "total")), bad[0])
             advice = self.advice.get(first, self.advice.get("any", ""))
-            raise NonFiniteLoss(f"Loss part {first} is {values[first]} at step {step}; training stops and the "
-                                f"last good checkpoint is kept. {advice}".rstrip())
+            raise NonFiniteLoss(f"Loss part {first} is {values[first]} at step {step}; training stops and "
+                                f"the last good checkpoint is kept. {advice}".rstrip())
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
@@ -313,10 +314,10 @@ class Log:
 
 
 class Signals:
-    """SIGTERM and SIGINT set `stop`, to be looked at between two steps; a second signal ends the process at once.
+    """SIGTERM and SIGINT set `stop`, to be looked at between two steps; a second signal ends at once.
 
-    `exit_code` is then what the process must exit with: 143 or 130. A thread reads the signals, because Python's
-    own handlers do not run while the main thread is inside TensorFlow.
+    `exit_code` is then what the process must exit with: 143 or 130. A thread reads the signals, because
+    Python's own handlers do not run while the main thread is inside TensorFlow.
     """
 
     def __init__(self):
@@ -327,7 +328,8 @@ class Signals:
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._old_wakeup = signal.set_wakeup_fd(self._writer.fileno())
-        self._old = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._old = {number: signal.signal(number, lambda *_: None)
+                     for number in (signal.SIGTERM, signal.SIGINT)}
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._thread.start()
         return self
@@ -349,5 +351,5 @@ class Signals:
                 os._exit(128 + number)
             self.exit_code = 128 + number
             self.stop = True
-            print(f"\n{signal.Signals(number).name}: saving a checkpoint after this step; a second signal ends "
-                  f"at once.", file=sys.stderr, flush=True)
+            print(f"\n{signal.Signals(number).name}: saving a checkpoint after this step; a second signal "
+                  "ends at once.", file=sys.stderr, flush=True)

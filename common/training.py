@@ -1,4 +1,4 @@
-"""What every train.py needs around its training step: devices, input for replicas, schedules, averages, the run.
+"""What every train.py needs around its training step: devices, input, schedules, averages, the run folder.
 
 The step itself (tape, loss, scaling, update) is written out in each article. A train.py goes like this:
 
@@ -6,10 +6,11 @@ The step itself (tape, loss, scaling, update) is written out in each article. A 
     run = training.open_run(folder, config, identity=["model", "labels"])
     with strategy.scope():
         ...  # model, optimizer, optimizer.build(model.trainable_variables), step variable
-    checkpoints = training.Checkpoints(run.folder / "checkpoints", {"model": model, "optimizer": optimizer, "step": step})
+    items = {"model": model, "optimizer": optimizer, "step": step}
+    checkpoints = training.Checkpoints(run.folder / "checkpoints", items)
     start = checkpoints.restore()
-    with training.worker_errors(), training.Log(run, total_steps, start) as log, training.Signals() as signals:
-        ...  # for each batch: train_step, log.step; when signals.stop: log.flush, checkpoints.save, SystemExit
+    with training.worker_errors(), training.Log(run, total, start) as log, training.Signals() as signals:
+        ...  # each batch: train_step, log.step; if signals.stop: log.flush, checkpoints.save, SystemExit
 
 Under a strategy, a global batch of B examples goes to n replicas in B / n consecutive examples each.
 """
@@ -26,15 +27,16 @@ from common.checkpoints import Checkpoints, load_weights, named_variables
 from common.errors import UserError
 from common.run_folder import Log, NonFiniteLoss, Run, Signals, open_run, read_config
 
-__all__ = ["Checkpoints", "Log", "NonFiniteLoss", "Run", "Schedule", "Signals", "clip_by_global_norm", "distribute",
-           "ema_variables", "load_weights", "make_strategy", "named_variables", "open_run", "pad", "read_config", "schedule",
-           "set_precision", "set_seed", "swapped", "update_ema", "worker_errors"]
+__all__ = ["Checkpoints", "Log", "NonFiniteLoss", "Run", "Schedule", "Signals", "clip_by_global_norm",
+           "distribute", "ema_variables", "load_weights", "make_strategy", "named_variables", "open_run",
+           "read_config", "schedule", "set_precision", "set_seed", "swapped", "update_ema", "worker_errors"]
 
 
 def make_strategy(devices=None):
     """MirroredStrategy over all GPUs, or the CPU; MultiWorkerMirroredStrategy when TF_CONFIG names a cluster.
 
-    devices: names such as ["GPU:0", "GPU:1"], for some of them only. Call it before any other TensorFlow work.
+    devices: names such as ["GPU:0", "GPU:1"], for some of them only. Call it before any other TensorFlow
+    work.
     """
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
@@ -56,66 +58,43 @@ def set_seed(seed):
 
 
 def distribute(strategy, make_dataset, global_batch_size):
-    """A distributed dataset whose global batches are the same for any number of replicas.
+    """A distributed dataset whose global batches hold the same examples for any number of replicas.
 
-    make_dataset: a function without arguments, returning a tf.data.Dataset of global batches (any structure of
-    dense tensors [B, ...]). Replica i of n gets the examples i B/n .. (i+1) B/n - 1 of each; a last, smaller batch
-    is dropped. Every process of a cluster prepares the global batch and keeps its share.
+    make_dataset(batch_size, context) returns a tf.data.Dataset of whole batches for one replica, any
+    structure of dense tensors [B, ...]; the replicas of a process take successive ones. Of the
+    `context.num_input_pipelines` processes of a cluster, number `context.input_pipeline_id` must give every
+    num_input_pipelines-th example. What is left over at the end, too little for all replicas of a process, is
+    dropped: no replica ever gets an empty batch.
     Raises `UserError` when `global_batch_size` is no multiple of the number of replicas.
     """
     replicas = strategy.num_replicas_in_sync
     if global_batch_size % replicas:
-        raise UserError(f"The batch size must be a multiple of the {replicas} replicas, and {global_batch_size} is "
-                        f"not. Give --batch_size {math.ceil(global_batch_size / replicas) * replicas}.")
+        fitting = math.ceil(global_batch_size / replicas) * replicas
+        raise UserError(f"The batch size must be a multiple of the {replicas} replicas, and "
+                        f"{global_batch_size} is not. Give --batch_size {fitting}.")
 
-    def share(context):
+    def make(context):
+        dataset = make_dataset(global_batch_size // replicas, context)
         local = replicas // context.num_input_pipelines
-
-        def split(*batch):
-            def rows(x):
-                x = tf.ensure_shape(x, [global_batch_size] + x.shape[1:])
-                shape = tf.concat([[context.num_input_pipelines, local, -1], tf.shape(x)[1:]], axis=0)
-                part = tf.reshape(x, shape)[context.input_pipeline_id]
-                return tf.ensure_shape(part, [local, global_batch_size // replicas] + x.shape[1:])
-            parts = tf.nest.map_structure(rows, batch)
-            return parts if len(parts) > 1 else parts[0]
-
-        def whole(*batch):
-            return tf.equal(tf.shape(tf.nest.flatten(batch)[0])[0], global_batch_size)
-
-        dataset = make_dataset().filter(whole).map(split).unbatch()
+        if local > 1:
+            dataset = dataset.window(local, drop_remainder=True).flat_map(
+                lambda *group: tf.data.Dataset.zip(group if len(group) > 1 else group[0]))
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-        return dataset.prefetch(2 * local).with_options(options)
+        return dataset.with_options(options)
 
-    return strategy.distribute_datasets_from_function(share)
-
-
-def pad(dataset, batch_size):
-    """Batches of dicts, the last one filled up with zeros to `batch_size`, with a key "valid": bool [B].
-
-    For evaluation on replicas, which must not get an empty batch.
-    """
-    def fill(batch):
-        count = tf.shape(tf.nest.flatten(batch)[0])[0]
-
-        def rows(x):
-            zeros = tf.zeros(tf.concat([[batch_size - count], tf.shape(x)[1:]], axis=0), x.dtype)
-            return tf.ensure_shape(tf.concat([x, zeros], axis=0), [batch_size] + x.shape[1:])
-
-        return {**tf.nest.map_structure(rows, batch), "valid": tf.range(batch_size) < count}
-
-    return dataset.map(fill)
+    return strategy.distribute_datasets_from_function(make)
 
 
 @keras.saving.register_keras_serializable(package="zoo")
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A warm-up to `learning_rate`, then "constant", "cosine" (to zero), or "step" (times `factor` at each of `drops`).
+    """A warm-up to `learning_rate`, then "constant", "cosine" (to zero) or "step" (`factor` at each of
+    `drops`).
 
-    During the first `warmup_steps` the rate is learning_rate * ((step + 1) / warmup_steps) ** warmup_power: linear,
-    or with power 4 Darknet's burn-in (network.c, get_current_rate). drops are fractions of `total_steps`; Darknet's
-    YOLOv3 has 0.8 and 0.9 with factor 0.1. The cosine is over the steps after the warm-up (Loshchilov, Hutter,
-    SGDR, eq. 5, one cycle).
+    During the first `warmup_steps` the rate is learning_rate * ((step + 1) / warmup_steps) ** warmup_power:
+    linear, or with power 4 Darknet's burn-in (network.c, get_current_rate). drops are fractions of
+    `total_steps`; Darknet's YOLOv3 has 0.8 and 0.9 with factor 0.1. The cosine is over the steps after the
+    warm-up (Loshchilov, Hutter, SGDR, eq. 5, one cycle).
     """
 
     def __init__(self, name, learning_rate, total_steps, warmup_steps=0, warmup_power=1.0, drops=(0.8, 0.9),
@@ -137,8 +116,8 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
             done = tf.clip_by_value((step - self.warmup_steps) / rest, 0.0, 1.0)
             scale = 0.5 * (1 + tf.cos(math.pi * done))
         elif self.name == "step":
-            passed = sum(tf.cast(step >= math.ceil(drop * self.total_steps), tf.float32) for drop in self.drops)
-            scale = tf.pow(self.factor, passed)
+            starts = tf.constant([math.ceil(drop * self.total_steps) for drop in self.drops], tf.float32)
+            scale = tf.pow(self.factor, tf.reduce_sum(tf.cast(step >= starts, tf.float32)))
         else:
             scale = tf.ones_like(step)
         warmup = tf.pow(tf.minimum((step + 1) / max(self.warmup_steps, 1), 1.0), self.warmup_power)
@@ -146,8 +125,8 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self):
         return {"name": self.name, "learning_rate": self.learning_rate, "total_steps": self.total_steps,
-                "warmup_steps": self.warmup_steps, "warmup_power": self.warmup_power, "drops": list(self.drops),
-                "factor": self.factor}
+                "warmup_steps": self.warmup_steps, "warmup_power": self.warmup_power,
+                "drops": list(self.drops), "factor": self.factor}
 
 
 def schedule(name, learning_rate, total_steps, warmup_steps=0, warmup_power=1.0, **step):
@@ -156,13 +135,14 @@ def schedule(name, learning_rate, total_steps, warmup_steps=0, warmup_power=1.0,
 
 
 def clip_by_global_norm(gradients, clip_norm):
-    """Gradients whose sum over the replicas has a global norm of at most `clip_norm`. Call it in the replica context.
+    """Gradients whose sum over the replicas has a global norm of at most `clip_norm`.
 
-    gradients: of the replica's share of the loss (its sum divided by the global batch size); None stays None.
-    What Keras clips are the gradients of one replica, before they are added up, so its result depends on the number
-    of replicas. Here they are added up, clipped, and divided by the number n of replicas: every replica gives its
-    optimizer the same 1/n of the clipped gradient, and the optimizer's own sum over the replicas makes it whole.
-    With a LossScaleOptimizer, multiply clip_norm by its dynamic_scale.
+    Call it in the replica context. gradients: of the replica's share of the loss (its sum divided by the
+    global batch size); None stays None. What Keras clips are the gradients of one replica, before they are
+    added up, so its result depends on the number of replicas. Here they are added up, clipped, and divided by
+    the number n of replicas: every replica gives its optimizer the same 1/n of the clipped gradient, and the
+    optimizer's own sum over the replicas makes it whole. With a LossScaleOptimizer, multiply clip_norm by its
+    dynamic_scale.
     """
     context = tf.distribute.get_replica_context()
     present = [tf.convert_to_tensor(gradient) for gradient in gradients if gradient is not None]
@@ -174,15 +154,16 @@ def clip_by_global_norm(gradients, clip_norm):
 
 
 def ema_variables(variables):
-    """Variables for moving averages, equal to `variables` and with their paths as names. Call it in the scope."""
+    """Variables for moving averages: equal to `variables`, named by their paths. Call it in the scope."""
     return [tf.Variable(variable.numpy(), trainable=False, name=variable.path) for variable in variables]
 
 
 def update_ema(strategy, ema, variables, decay, step):
     """Moves each average towards its variable: average += (variable - average) * (1 - decay).
 
-    decay is min(decay, (1 + step) / (10 + step)), so that the first steps count (tf.train.ExponentialMovingAverage).
-    Call it within the tf.function but outside `strategy.run`, after the step: all replicas then compute the same.
+    decay is min(decay, (1 + step) / (10 + step)), so that the first steps count
+    (tf.train.ExponentialMovingAverage). Call it within the tf.function but outside `strategy.run`, after the
+    step: all replicas then compute the same.
     """
     step = tf.cast(step, tf.float32)
     rate = 1 - tf.minimum(decay, (1 + step) / (10 + step))
@@ -218,6 +199,7 @@ def worker_errors():
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
         if not os.environ.get("TF_CONFIG"):
             raise
-        raise UserError("Another worker of TF_CONFIG stopped or cannot be reached, and training needs all of them. "
-                        "Start all workers again with the same commands; they go on from the last checkpoint."
+        raise UserError("Another worker of TF_CONFIG stopped or cannot be reached, and training needs all of "
+                        "them. Start all workers again with the same commands; they go on from the last "
+                        "checkpoint."
                         ) from error

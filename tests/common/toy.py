@@ -1,33 +1,42 @@
-"""A small training with everything that a checkpoint must hold: two models, dropout, batch norm, schedules, two
-optimizers, an average of the weights and a pool of earlier outputs in a variable.
+"""A small training with everything that a checkpoint must hold, to be run in the tests' child processes.
 
-`python -m tests.common.toy FOLDER STEPS [OPTION=VALUE ...]` trains in a process of its own, for tests that kill it.
+Two models, dropout, batch normalisation, schedules, two optimizers, an average of the weights, and a pool of
+earlier outputs in a variable.
 """
 
-import json
 import os
 import signal
 import sys
+import time
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from common import layers, training
+from common import cli, layers, training
 
 BATCH = 8
 POOL = 4
 
 
-def dataset(start=0):
-    """Global batches from step `start` on: images [BATCH, 8, 8, 3] and targets [BATCH, 1], from the step alone."""
+def dataset(batch_size, context=None, start=0):
+    """Batches from step `start` on: images [B, 8, 8, 3] and targets [B, 1], from the index alone."""
+    workers, worker = (context.num_input_pipelines, context.input_pipeline_id) if context else (1, 0)
 
-    def example(step):
-        seed = tf.stack([7, tf.cast(step, tf.int32)])
-        images = tf.random.stateless_normal([BATCH, 8, 8, 3], seed)
-        return images, tf.reduce_mean(images, [1, 2])[:, :1] + 1.0
+    def example(index):
+        image = tf.random.stateless_normal([8, 8, 3], tf.stack([7, tf.cast(index, tf.int32)]))
+        return image, tf.reduce_mean(image, [0, 1])[:1] + 1.0
 
-    return tf.data.Dataset.range(start, 10_000).map(example)
+    indices = tf.data.Dataset.range(start * BATCH, 100_000).shard(workers, worker)
+    return indices.map(example).batch(batch_size, drop_remainder=True)
+
+
+def small_model(units=3):
+    """A model with dropout and one layer."""
+    inputs = keras.Input([4])
+    x = keras.layers.Dropout(0.5, name="dropout")(inputs)
+    outputs = keras.layers.Dense(units, kernel_initializer="zeros", name="head")(x)
+    return keras.Model(inputs, outputs, name="small")
 
 
 class Toy:
@@ -44,8 +53,10 @@ class Toy:
             x = keras.layers.Dropout(dropout, name="dropout")(x)
             x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
             self.model = keras.Model(inputs, keras.layers.Dense(1, name="head")(x), name="toy")
-            self.critic = keras.Sequential([keras.Input([1]), keras.layers.Dense(2, name="critic_head")], name="critic")
-            self.optimizer = keras.optimizers.Adam(training.schedule("cosine", 0.05, total_steps, warmup_steps=4))
+            self.critic = keras.Sequential(
+                [keras.Input([1]), keras.layers.Dense(2, name="critic_head")], name="critic")
+            self.optimizer = keras.optimizers.Adam(
+                training.schedule("cosine", 0.05, total_steps, warmup_steps=4))
             self.critic_optimizer = keras.optimizers.SGD(
                 training.schedule("step", 0.05, total_steps, warmup_steps=4, warmup_power=4), momentum=0.9)
             self.optimizer.build(self.model.trainable_variables)
@@ -57,7 +68,8 @@ class Toy:
 
     def items(self):
         return {"model": self.model, "critic": self.critic, "optimizer": self.optimizer,
-                "critic_optimizer": self.critic_optimizer, "ema": self.ema, "pool": self.pool, "step": self.count}
+                "critic_optimizer": self.critic_optimizer, "ema": self.ema, "pool": self.pool,
+                "step": self.count}
 
     def values(self):
         """Every variable by name, as arrays."""
@@ -89,21 +101,22 @@ class Toy:
         return {**parts, "critic": critic_loss}, tf.reduce_sum(outputs) / BATCH
 
 
-def train(folder, steps, strategy=None, kill_at=None, save_every=10, nan_at=None, steps_per_epoch=10, pause_at=None,
-          **options):
+def train(folder, steps, strategy=None, kill_at=None, save_every=10, nan_at=None, steps_per_epoch=10,
+          pause_at=None, deaf=False, **options):
     """Trains to `steps` in a run folder, going on where it stopped; returns the Toy."""
     strategy = strategy or training.make_strategy()
     training.set_seed(3)
-    run = training.open_run(folder, {"article": "toy", "channels": options.get("channels", 4), "steps": steps},
-                            identity=["article"])
+    config = {"article": "toy", "channels": options.get("channels", 4), "steps": steps}
+    run = training.open_run(folder, config, identity=["article"])
     toy = Toy(strategy, **options)
     checkpoints = training.Checkpoints(run.folder / "checkpoints", toy.items())
     step = checkpoints.restore()
     if run.finished(step, steps):
         return toy
     advice = {"size": "Make it smaller."}
-    with training.worker_errors(), training.Log(run, steps, step, advice) as log, training.Signals() as signals:
-        for batch in training.distribute(strategy, lambda: dataset(step), BATCH):
+    with (training.worker_errors(), training.Signals() as signals,
+          training.Log(run, steps, step, advice) as log):
+        for batch in training.distribute(strategy, lambda *share: dataset(*share, start=step), BATCH):
             if step == nan_at:
                 toy.critic.variables[0].assign(toy.critic.variables[0] * np.nan)
             parts = toy.step(batch)
@@ -112,9 +125,11 @@ def train(folder, steps, strategy=None, kill_at=None, save_every=10, nan_at=None
             if step == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             if step == pause_at:
-                print("paused", flush=True)
+                (run.folder / "paused").touch()
+                if deaf:
+                    tf.queue.FIFOQueue(1, tf.int32).dequeue()  # never comes back
                 while not signals.stop:
-                    signal.sigtimedwait([], 0.01)
+                    time.sleep(0.01)
             if signals.stop:
                 log.flush()
                 checkpoints.save(step)
@@ -131,13 +146,14 @@ def train(folder, steps, strategy=None, kill_at=None, save_every=10, nan_at=None
     return toy
 
 
-def main(folder, steps, *options):
-    options = {name: json.loads(value) for name, value in (option.split("=") for option in options)}
-    toy = train(folder, int(steps), **options)
-    np.savez(f"{folder}/values.npz", **toy.values())
+def train_and_keep(folder, steps, error_file=None, **options):
+    """`train` under cli.run, with stderr in `error_file`; then every value in the folder's values.npz."""
+
+    if error_file:
+        os.dup2(os.open(error_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    sys.argv = ["toy"]
+    cli.run(lambda _: keep(folder, train(folder, steps, **options)), lambda: None)
 
 
-if __name__ == "__main__":
-    from common import cli
-
-    cli.run(lambda argv: main(*argv), lambda: None)
+def keep(folder, trained):
+    np.savez(f"{folder}/values.npz", **trained.values())
