@@ -88,7 +88,8 @@ def letterbox(image, size, fill=0.5):
     image = tf.image.resize(image, tf.stack([new_height, new_width]))
     bars = [[top, size - new_height - top], [left, size - new_width - left], [0, 0]]
     image = tf.pad(image, bars, constant_values=fill)
-    return tf.ensure_shape(image, [size, size, 3])
+    side = tf.get_static_value(size)  # None where the size is drawn in the graph
+    return tf.ensure_shape(image, [side, side, 3])
 
 
 def letterbox_boxes(boxes_xyxy, height, width, size):

@@ -1,0 +1,390 @@
+"""Targets and augmentation of YOLOv3: hand-worked cells, a slow twin, round trips, painted rectangles."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from common import detection, detection_demo, records
+from yolov3 import model as models
+from yolov3 import preprocess
+
+STRIDES = (8, 16, 32)
+
+
+def encode(boxes_xyxy, labels, *, anchors=models.ANCHORS, strides=STRIDES, size=416, num_classes=3):
+    grids = preprocess.encode_targets(
+        np.array(boxes_xyxy, np.float32).reshape(-1, 4), np.array(labels, np.int32), anchors, strides, size,
+        num_classes)
+    return [np.asarray(grid) for grid in grids]
+
+
+def slow_targets(boxes_xyxy, labels, anchors, strides, size, num_classes):
+    """The same in plain Python, box after box, so that later boxes overwrite earlier ones."""
+    grids = [np.zeros([size // s, size // s, len(anchors[0]), 5 + num_classes]) for s in strides]
+    for (x1, y1, x2, y2), label in zip(np.asarray(boxes_xyxy, np.float64), labels):
+        width, height = (x2 - x1) * size, (y2 - y1) * size
+        if width <= 0 or height <= 0:
+            continue
+        overlaps = []
+        for w, h in np.asarray(anchors, np.float64).reshape(-1, 2):
+            shared = min(w, width) * min(h, height)
+            overlaps.append(shared / (w * h + width * height - shared))
+        scale, anchor = divmod(int(np.argmax(overlaps)), len(anchors[0]))
+        cells = len(grids[scale])
+        x, y = (x1 + x2) / 2 * cells, (y1 + y2) / 2 * cells
+        column, row = min(int(x), cells - 1), min(int(y), cells - 1)
+        cell = grids[scale][row, column, anchor]
+        w, h = anchors[scale][anchor]
+        cell[:5] = x - column, y - row, np.log(width / w), np.log(height / h), 1
+        cell[5 + label] = 1
+    return grids
+
+
+def random_truth(rng, count, num_classes=3):
+    """Boxes of all sizes that lie in the picture; sides from 2 to 400 of 416 pixels."""
+    sizes = np.exp(rng.uniform(np.log(2 / 416), np.log(400 / 416), (count, 2)))
+    corners = rng.uniform(size=(count, 2)) * (1 - sizes)
+    return np.concatenate([corners, corners + sizes], 1).astype(np.float32), rng.integers(num_classes, size=count)
+
+
+def test_one_box_by_hand():
+    # 60 x 120 pixels centred on (104, 250): of all anchors (59, 119) fits best, the last of stride 16 (26 x 26).
+    # x = 104 / 16 = 6.5, y = 250 / 16 = 15.625.
+    box = np.array([104 - 30, 250 - 60, 104 + 30, 250 + 60]) / 416
+    small, medium, large = encode([box], [1])
+    assert small.shape == (52, 52, 3, 8) and medium.shape == (26, 26, 3, 8) and large.shape == (13, 13, 3, 8)
+    expected = [0.5, 0.625, np.log(60 / 59), np.log(120 / 119), 1, 0, 1, 0]
+    np.testing.assert_allclose(medium[15, 6, 2], expected, atol=1e-5)
+    assert not small.any() and not large.any() and (medium != 0).sum() == (medium[15, 6, 2] != 0).sum()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name,size", [("yolov3", 416), ("tiny", 320)])
+def test_equals_the_slow_twin(name, size, seed):
+    anchors = models.TINY_ANCHORS if name == "tiny" else models.ANCHORS
+    truth, labels = random_truth(np.random.default_rng(seed), 60)
+    ours = encode(truth, labels, anchors=anchors, strides=models.STRIDES[name], size=size)
+    for a, b in zip(ours, slow_targets(truth, labels, anchors, models.STRIDES[name], size, 3)):
+        np.testing.assert_allclose(a, b, atol=2e-4)                        # float32: 52 cells, 1e-7 of that per step
+
+
+def test_cell_of_a_corner():
+    """x = k / 13 is the left edge of cell k; x // (1 / 13) puts it into cell k - 1 for some k, x = 1 into cell 13."""
+    tenth = np.float32(1) / np.float32(13)
+    assert any(np.float32(k) / np.float32(13) // tenth != k for k in range(1, 13))
+    half = 0.5 * np.array([116, 90]) / 416                                 # the first anchor of stride 32
+    for k in range(14):
+        x = np.float32(k) / np.float32(13)
+        large = encode([[x - half[0], x - half[1], x + half[0], x + half[1]]], [0])[2]
+        (row, column, anchor), = np.argwhere(large[..., 4])
+        expected = min(int(np.floor((np.float32(x - half[0]) + np.float32(x + half[0])) / 2 * np.float32(13))), 12)
+        assert column == row == expected and abs(column - min(k, 12)) <= 1
+        np.testing.assert_allclose(column + large[row, column, anchor, 0], k, atol=1e-5)
+    # Where the corners are exact in float32 the cell is so too: eighths on a grid of 8 (size 256).
+    for k in range(9):
+        box = [k / 8 - 0.25, k / 8 - 0.125, k / 8 + 0.25, k / 8 + 0.125]
+        (row, column, _), = np.argwhere(encode([box], [0], size=256)[2][..., 4])
+        assert column == row == min(k, 7)
+
+
+@pytest.mark.parametrize("same_scale", [True, False])
+def test_two_truths_stay_apart(same_scale):
+    """Each keeps its own corners, whatever the order: none of their coordinates are sorted."""
+    second = [0.6, 0.1, 0.9, 0.35] if same_scale else [0.6, 0.1, 0.63, 0.14]
+    truth = np.array([[0.1, 0.55, 0.42, 0.8], second], np.float32)
+    for order in ([0, 1], [1, 0]):
+        grids = encode(truth[order], np.array([0, 2])[order])
+        boxes_xyxy, scores = models.decode(logits_of(grids), models.ANCHORS, (416, 416))
+        found = np.asarray(boxes_xyxy)[0][np.asarray(scores)[0].max(-1) > 0.5]
+        np.testing.assert_allclose(found[np.argsort(found[:, 0])], truth, atol=1e-5)
+
+
+def test_two_boxes_in_one_cell_and_anchor():
+    """The later box stays, with the classes of both, as Darknet's code has it."""
+    first, second = [0.50, 0.50, 0.70, 0.70], [0.505, 0.505, 0.70, 0.70]
+    grids = encode([first, second], [0, 2])
+    (row, column, anchor), = np.argwhere(grids[2][..., 4])
+    alone = encode([second], [2])[2][row, column, anchor]
+    np.testing.assert_array_equal(grids[2][row, column, anchor, :5], alone[:5])
+    np.testing.assert_array_equal(grids[2][row, column, anchor, 5:], [1, 0, 1])
+    # Three of them, and two of one class.
+    grid = encode([first, second, first], [0, 2, 0])[2]
+    np.testing.assert_array_equal(grid[row, column, anchor, :5], encode([first], [0])[2][row, column, anchor, :5])
+    np.testing.assert_array_equal(grid[row, column, anchor, 5:], [1, 0, 1])
+
+
+def test_no_object_one_pixel_no_area_and_the_border():
+    assert not any(grid.any() for grid in encode([], []))
+    (row, column, anchor), = np.argwhere(encode([[200 / 416, 100 / 416, 201 / 416, 101 / 416]], [0])[0][..., 4])
+    assert (row, column, anchor) == (12, 25, 0)                            # 100.5 / 8, 200.5 / 8, the smallest anchor
+    flat = [[0.2, 0.3, 0.2, 0.6], [0.2, 0.3, 0.6, 0.3], [0.6, 0.3, 0.2, 0.6], [0.0] * 4]
+    assert not any(grid.any() for grid in encode(flat, [0] * 4))
+    whole = encode([[0, 0, 1, 1]], [1])[2]
+    assert np.argwhere(whole[..., 4]).tolist() == [[6, 6, 2]]
+    edge = encode([[1 - 1 / 416, 1 - 1 / 416, 1, 1]], [1])[0]
+    assert np.argwhere(edge[..., 4]).tolist() == [[51, 51, 0]]
+
+
+def test_five_hundred_boxes():
+    truth, labels = random_truth(np.random.default_rng(9), 500)
+    for a, b in zip(encode(truth, labels), slow_targets(truth, labels, models.ANCHORS, STRIDES, 416, 3)):
+        np.testing.assert_array_equal(a[..., 4:], b[..., 4:])
+
+
+def logits_of(grids):
+    """Logits that decode to the target boxes, certain of what is there and what is not; with a batch axis."""
+    logits = []
+    for grid in grids:
+        offsets = np.clip(grid[..., 0:2].astype(np.float64), 1e-7, 1 - 1e-7)
+        logits.append(np.concatenate(
+            [np.log(offsets / (1 - offsets)), grid[..., 2:4], 40 * grid[..., 4:] - 20], -1)[None].astype(np.float32))
+    return [tf.constant(x) for x in logits]
+
+
+@pytest.mark.parametrize("size", [320, 416, 608])
+def test_round_trip_through_decode(size):
+    truth, labels = random_truth(np.random.default_rng(size), 25)
+    grids = encode(truth, labels, size=size)
+    boxes_xyxy, scores = (np.asarray(value)[0] for value in models.decode(logits_of(grids), models.ANCHORS, (size, size)))
+    kept = scores.max(-1) > 0.5
+    assert kept.sum() == sum(grid[..., 4].sum() for grid in grids) >= 23   # some may share a cell and anchor
+    for box, label in zip(boxes_xyxy[kept], scores[kept].argmax(-1)):
+        distance = np.abs(truth - box).max(-1)
+        assert distance.min() < 1e-5 and labels[distance.argmin()] == label
+
+
+def rectangle(height=120, width=200, box=(60, 30, 130, 90), color=(250, 10, 10)):
+    """A black picture with a filled rectangle, and its box in fractions."""
+    image = np.zeros([height, width, 3], np.uint8)
+    x1, y1, x2, y2 = box
+    image[y1:y2, x1:x2] = color
+    return image, np.array([[x1 / width, y1 / height, x2 / width, y2 / height]], np.float32)
+
+
+def extent(image):
+    """Sides of the bright region in pixels, at half of the brightness, to fractions of a pixel."""
+    edges = []
+    for axis in (0, 1):
+        profile = image[..., 0].max(axis=axis)
+        profile = profile / profile.max()
+        covered = np.flatnonzero(profile > 0.5)
+        edges.append((covered[0], covered[-1] + 1))
+    (x1, x2), (y1, y2) = edges
+    return np.array([x1, y1, x2, y2])
+
+
+def measure(image):
+    """Where the red rectangle is: grey bars and black have no more red than green."""
+    red = np.clip(image[..., :1] - image[..., 1:2], 0, None)
+    return extent(np.repeat(red, 3, -1))
+
+
+@pytest.mark.parametrize("shape", [(120, 200), (200, 120), (150, 150)])
+def test_augmented_boxes_follow_the_pixels(shape):
+    image, truth = rectangle(*shape, box=(40, 30, 100, 90))
+    augment = tf.function(preprocess.augment)
+    seen, flips = 0, set()
+    for seed in range(25):
+        out, boxes_xyxy, labels = augment(image, truth, tf.constant([7]), tf.constant([3, seed]), tf.constant(160))
+        assert out.shape == (160, 160, 3) and out.dtype == tf.float32
+        assert 0 <= out.numpy().min() and out.numpy().max() <= 1
+        flips.add(bool(tf.random.stateless_uniform([9], [3, seed])[4] < 0.5))
+        if len(labels):
+            seen += 1
+            assert labels.numpy().tolist() == [7]
+            np.testing.assert_allclose(measure(out.numpy()), boxes_xyxy[0] * 160, atol=1)
+            assert (boxes_xyxy.numpy() >= 0).all() and (boxes_xyxy.numpy() <= 1).all()
+    assert seen >= 15 and flips == {True, False}
+
+
+def test_flip_alone_mirrors_pixels_and_box():
+    """`place` without zoom or shift is the picture itself, and mirrored the mirrored picture."""
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    one, zero = tf.constant(1.0), tf.constant(0.0)
+    straight = preprocess.place(tf.constant(image), zero, zero, one, one, tf.constant(False), 64)
+    mirrored = preprocess.place(tf.constant(image), zero, zero, one, one, tf.constant(True), 64)
+    inner = slice(1, 63)                                                   # at the border a sample may lie outside
+    # Bilinear samples lie some 1e-5 of a pixel off the pixel centres.
+    np.testing.assert_allclose(straight[inner, inner], image[inner, inner] / 255, atol=1e-4)
+    np.testing.assert_allclose(mirrored[inner, inner], image[inner, ::-1][:, inner] / 255, atol=1e-4)
+
+
+def test_outside_of_the_picture_is_grey():
+    image = np.full([40, 80, 3], 255, np.uint8)
+    one = tf.constant(1.0)
+    out = preprocess.place(tf.constant(image), tf.constant(0.0), tf.constant(20.0), one, one, tf.constant(False), 80)
+    # The outermost half pixel of the picture may be grey, too: there is nothing to interpolate with.
+    np.testing.assert_allclose(out[:20], 0.5, atol=1e-3)
+    np.testing.assert_allclose(out[21:59, 1:79], 1.0, atol=1e-3)
+    np.testing.assert_allclose(out[60:], 0.5, atol=1e-3)
+
+
+def test_same_seed_same_result():
+    image, truth = rectangle()
+    image[:] += np.random.default_rng(0).integers(0, 5, image.shape, np.uint8)
+    runs = [preprocess.augment(image, truth, np.array([1]), np.array([5, seed], np.int64), 96) for seed in (8, 8, 9)]
+    np.testing.assert_array_equal(runs[0][0], runs[1][0])
+    np.testing.assert_array_equal(runs[0][1], runs[1][1])
+    assert np.abs(runs[0][0] - runs[2][0]).max() > 0.05
+
+
+def test_objects_that_leave_the_view_are_no_truths():
+    image, _ = rectangle()
+    truth = np.array([[0.0, 0.0, 0.02, 0.02], [0.4, 0.4, 0.6, 0.6], [0.98, 0.98, 1.0, 1.0]], np.float32)
+    counts = set()
+    for seed in range(30):
+        _, boxes_xyxy, labels = preprocess.augment(image, truth, np.arange(3), np.array([0, seed]), 96)
+        assert len(boxes_xyxy) == len(labels)
+        assert (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).numpy().all()
+        counts.add(len(labels))
+    assert len(counts) > 1
+    out, boxes_xyxy, labels = preprocess.augment(image, np.zeros([0, 4], np.float32), np.zeros([0], np.int32), [0, 1], 96)
+    assert out.shape == (96, 96, 3) and boxes_xyxy.shape == (0, 4) and labels.shape == (0,)
+
+
+def test_neutral_draws_change_no_colour():
+    image = np.random.default_rng(0).uniform(size=(8, 8, 3)).astype(np.float32)
+    np.testing.assert_allclose(preprocess.jitter_colors(image, tf.fill([4], 0.5)), image, atol=1e-5)
+
+
+def test_hue_and_saturation_keep_grey_grey():
+    grey = np.repeat(np.linspace(0, 1, 8, dtype=np.float32)[None, :, None], 3, -1)
+    for draws in ([0.5, 1.0, 0.0, 0.5], [0.5, 0.0, 1.0, 0.5]):
+        # The rows of the matrix of Y'IQ sum to zero to four digits.
+        np.testing.assert_allclose(preprocess.jitter_colors(grey, tf.constant(draws)), grey, atol=1e-3)
+    brighter = preprocess.jitter_colors(grey, tf.constant([1.0, 0.5, 0.5, 0.5]))
+    np.testing.assert_allclose(brighter, np.minimum(1.5 * grey, 1), atol=1e-3)
+
+
+def test_colours_turn_and_fade():
+    """Red fades towards its luma with less saturation, and turns towards yellow or magenta with the hue."""
+    red = np.array([[[0.5, 0.3, 0.3]]], np.float32)
+    luma = 0.299 * 0.5 + 0.701 * 0.3
+    faded = preprocess.jitter_colors(red, tf.constant([0.5, 0.0, 0.5, 0.5])).numpy()[0, 0]
+    np.testing.assert_allclose(faded, luma + (red[0, 0] - luma) / 1.5, atol=1e-3)
+    one, other = (preprocess.jitter_colors(red, tf.constant([0.5, 0.5, hue, 0.5])).numpy()[0, 0] for hue in (0.0, 1.0))
+    assert (one[1] - one[2]) * (other[1] - other[2]) < 0
+    for color in (one, other):
+        assert color @ [0.299, 0.587, 0.114] == pytest.approx(luma, abs=1e-3)
+
+
+def test_sizes_of_multi_scale_training():
+    assert preprocess.multi_scale_sizes(416) == list(range(320, 640, 32))  # Darknet: 320, 352, ..., 608
+    for size in (32, 64, 160, 320, 608):
+        sizes = preprocess.multi_scale_sizes(size)
+        assert size in sizes and all(side % 32 == 0 and side > 0 for side in sizes)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """Records of made-up pictures."""
+    root = tmp_path_factory.mktemp("records")
+    detection_demo.build(root, splits={"train": 23, "val": 5}, size=96, progress=False)
+    return root / "demo"
+
+
+def batches(folder, count, **arguments):
+    arguments = {"anchors": models.TINY_ANCHORS, "strides": (16, 32), "image_size": 96, "num_classes": 6,
+                 "batch_size": 4, "seed": 1, **arguments}
+    return list(preprocess.training_dataset(folder, **arguments).take(count).as_numpy_iterator())
+
+
+def same(a, b):
+    for x, y in zip(tf.nest.flatten(a), tf.nest.flatten(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_training_can_start_at_any_step(demo):
+    """23 examples, batches of 4: epochs do not end with a batch."""
+    whole = batches(demo, 9)
+    for step in (1, 5, 6, 8):
+        for ours, expected in zip(batches(demo, 9 - step, start_step=step), whole[step:], strict=True):
+            same(ours, expected)
+    images, targets = whole[0]
+    assert images.shape == (4, 96, 96, 3) and [grid.shape for grid in targets["grids"]] == [
+        (4, 6, 6, 3, 11), (4, 3, 3, 3, 11)]
+    assert targets["boxes_xyxy"].shape[::2] == (4, 4)
+    # Another epoch shows the pictures in another order and differently.
+    assert not any(np.array_equal(whole[0][0][0], image) for image in whole[6][0])
+
+
+def test_order_and_augmentation_follow_the_seed(demo):
+    same(batches(demo, 1)[0], batches(demo, 1)[0])
+    assert not np.array_equal(batches(demo, 1)[0][0], batches(demo, 1, seed=2)[0][0])
+
+
+def test_multi_scale_batches_have_one_size(demo):
+    sizes = [images.shape[1] for images, _ in batches(demo, 45, multi_scale=True, augmented=False)]
+    assert all(len(set(sizes[start:start + preprocess.STEPS_PER_SIZE])) == 1
+               for start in range(0, 45, preprocess.STEPS_PER_SIZE))
+    assert len(set(sizes)) > 1 and set(sizes) <= set(preprocess.multi_scale_sizes(96))
+    resumed = batches(demo, 2, multi_scale=True, augmented=False, start_step=19)
+    assert [images.shape[1] for images, _ in resumed] == sizes[19:21]
+
+
+def test_two_workers_share_the_batches_of_one(demo):
+    """With 22 of the examples, so that both get as many: their batches together hold what one worker's batch holds."""
+    alone = batches(demo, 3, limit=22)
+    shares = [batches(demo, 3, limit=22, batch_size=2, global_batch_size=4, num_workers=2, worker=i) for i in (0, 1)]
+    for whole, first, second in zip(alone, *shares):
+        np.testing.assert_array_equal(whole[0][0::2], first[0])
+        np.testing.assert_array_equal(whole[0][1::2], second[0])
+
+
+def test_evaluation_is_not_augmented(demo):
+    """Letterboxed pictures in the order of the records, twice the same, each once, the last batch filled up."""
+    def read():
+        dataset = preprocess.evaluation_dataset(demo, "val", image_size=64, batch_size=2)
+        return list(dataset.as_numpy_iterator())
+
+    first = read()
+    for ours, again in zip(first, read(), strict=True):
+        same(ours, again)
+    assert [batch["index"].tolist() for batch in first] == [[0, 1], [2, 3], [4, -1]]
+    raw = [detection.parse(item["record"]) for item in records.dataset(demo, "val")]
+    images = np.concatenate([batch["images"] for batch in first])
+    for image, example in zip(images, raw):
+        expected = tf.image.resize(detection.decode_image(example["image_bytes"]), [64, 64]) / 255
+        np.testing.assert_allclose(image, expected, atol=1e-5)
+    boxes_xyxy = [box for batch in first for box in batch["boxes_xyxy"]]
+    for box, example in zip(boxes_xyxy, raw):
+        np.testing.assert_array_equal(box[:len(example["boxes_xyxy"])], example["boxes_xyxy"])
+
+
+def tiny_png(value=200, shape=(40, 60)):
+    return tf.io.encode_png(tf.fill([*shape, 3], tf.constant(value, tf.uint8))).numpy()
+
+
+def test_pictures_and_batches_without_objects(tmp_path):
+    with records.RecordWriter(tmp_path / "empty", kind="detection", labels=["a"]) as writer:
+        serialized = [detection.encode_example(tiny_png(), 40, 60, f"{i}.png", np.zeros([0, 4]), []) for i in range(4)]
+        writer.write_split("train", serialized)
+        writer.publish()
+    for augmented in (True, False):
+        (images, targets), = batches(tmp_path / "empty", 1, num_classes=1, augmented=augmented)
+        assert images.shape == (4, 96, 96, 3) and targets["boxes_xyxy"].shape == (4, 0, 4)
+        assert not any(grid.any() for grid in targets["grids"])
+    batch, = preprocess.evaluation_dataset(tmp_path / "empty", "train", image_size=64, batch_size=4)
+    assert batch["boxes_xyxy"].shape == (4, 0, 4)
+
+
+def test_records_of_others_without_optional_keys():
+    """The Object Detection API's records need no difficult, crowd, area or text."""
+    feature = {
+        "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[tiny_png()])),
+        "image/height": tf.train.Feature(int64_list=tf.train.Int64List(value=[40])),
+        "image/width": tf.train.Feature(int64_list=tf.train.Int64List(value=[60])),
+        **{f"image/object/bbox/{key}": tf.train.Feature(float_list=tf.train.FloatList(value=[value]))
+           for key, value in (("xmin", 0.1), ("ymin", 0.2), ("xmax", 0.6), ("ymax", 0.7))},
+        "image/object/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[2])),
+    }
+    record = tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+    example = preprocess.parse(tf.constant(record))
+    assert example["image"].shape == (40, 60, 3) and example["image"].dtype == tf.uint8
+    np.testing.assert_allclose(example["boxes_xyxy"], [[0.1, 0.2, 0.6, 0.7]])
+    assert example["labels"].numpy().tolist() == [1]
+    assert not example["difficult"].numpy().any() and not example["is_crowd"].numpy().any()
+    image, truth, labels = preprocess.letterboxed(example, 60)
+    # The picture fills the width; 10 rows above and below it.
+    np.testing.assert_allclose(truth[0] * 60, [6, 0.2 * 40 + 10, 36, 0.7 * 40 + 10], rtol=1e-5)
+    assert image.shape == (60, 60, 3) and labels.numpy().tolist() == [1]

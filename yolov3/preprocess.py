@@ -1,0 +1,212 @@
+"""From detection records to batches of pictures with the targets that the loss compares with.
+
+Article, "Preprocessing": every truth box goes to the scale and anchor that fit it best, and to the cell its centre is
+in. records -> parse -> augment (training) or letterbox (evaluation) -> encode_targets -> batches.
+
+H, W picture, h, w grid, A anchors per scale, N boxes, C classes, S side of the network input.
+"""
+
+import tensorflow as tf
+
+from common import boxes, detection, records
+
+SCALE_RANGE = (0.6, 1.6)     # size of the picture in the network input, 1 fits it in
+ASPECT_JITTER = 1.3          # largest change of width against height
+MIN_VISIBLE = 0.25           # share of a box that must stay in view for it to stay a truth
+MULTI_SCALE = (0.75, 1.5)    # side of the network input in multi-scale training, as a share of image_size
+STEPS_PER_SIZE = 10          # Darknet draws another size every ten batches
+
+
+def parse(record, decode=True):
+    """One record as a dict: `detection.parse`, and "image" uint8 [H, W, 3] of the true size."""
+    example = detection.parse(record)
+    if decode:
+        example["image"] = detection.decode_image(example["image_bytes"])
+    return example
+
+
+def augment(image, boxes_xyxy, labels, seed, size):
+    """Random zoom, shift, stretch, flip and colour; boxes follow the pixels.
+
+    image uint8 [H, W, 3]; boxes_xyxy [N, 4] fractions; labels [N]; seed int [2]. The same seed gives the same result.
+    Returns image float32 [S, S, 3] in 0..1, boxes_xyxy in fractions of it, clipped, and the labels of those that stay.
+    """
+    draws = tf.random.stateless_uniform([9], seed)
+    height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
+    side = tf.cast(size, tf.float32)
+
+    low, high = (tf.math.log(bound) for bound in SCALE_RANGE)
+    scale = tf.exp(low + draws[0] * (high - low)) * side / tf.maximum(height, width)
+    stretch = tf.exp((draws[1] - 0.5) * tf.math.log(ASPECT_JITTER))
+    scale_x, scale_y = scale * stretch, scale / stretch                     # network pixels per picture pixel
+    left = draws[2] * (side - width * scale_x)                              # of the picture in the network input
+    top = draws[3] * (side - height * scale_y)
+    flip = draws[4] < 0.5
+
+    image = place(image, left, top, scale_x, scale_y, flip, size)
+    image = jitter_colors(image, draws[5:])
+    moved = boxes_xyxy * tf.stack([width * scale_x, height * scale_y] * 2) + tf.stack([left, top] * 2)
+    moved /= side
+    x1, y1, x2, y2 = tf.unstack(moved, axis=-1)
+    moved = tf.where(flip, tf.stack([1 - x2, y1, 1 - x1, y2], axis=-1), moved)
+    visible = boxes.clip(moved)
+    stay = boxes.area(visible) > MIN_VISIBLE * boxes.area(moved)
+    return image, tf.boolean_mask(visible, stay), tf.boolean_mask(labels, stay)
+
+
+def place(image, left, top, scale_x, scale_y, flip, size):
+    """The picture, scaled, with its corner at (left, top) of a grey square of side `size`; flipped if asked for.
+
+    One bilinear resampling does it all: crop_and_resize looks outside the picture, and mirrors where x1 > x2. It puts
+    samples at y1 (H - 1) + i (y2 - y1) (H - 1) / (S - 1), from which the corners below follow for pixel centres.
+    """
+    side = tf.cast(size, tf.float32)
+    corners = []
+    for offset, scale, axis in ((top, scale_y, 0), (left, scale_x, 1)):
+        last = tf.cast(tf.maximum(tf.shape(image)[axis] - 1, 1), tf.float32)
+        corners += [((0.5 - offset) / scale - 0.5) / last, ((side - 0.5 - offset) / scale - 0.5) / last]
+    y1, y2, x1, x2 = corners
+    x1, x2 = tf.where(flip, x2, x1), tf.where(flip, x1, x2)
+    crop = tf.image.crop_and_resize(image[None], [[y1, x1, y2, x2]], [0], [size, size], extrapolation_value=127.5)
+    return crop[0] / 255
+
+
+def jitter_colors(image, draws):
+    """Exposure, saturation and hue changed by one linear map of the colours; image [S, S, 3] in 0..1, draws [4].
+
+    In the luma-chroma plane (Y'IQ) saturation is a scaling and hue a rotation, so that a 3x3 matrix does what
+    Darknet does in HSV, in a tenth of the time. Exposure and saturation up to 1.5 either way, hue up to 0.1 of a turn
+    scaled to +-18 degrees, as in yolov3.cfg.
+    """
+    exposure = tf.exp((2 * draws[0] - 1) * tf.math.log(1.5))
+    saturation = tf.exp((2 * draws[1] - 1) * tf.math.log(1.5))
+    angle = (2 * draws[2] - 1) * 0.1 * 3.14159265
+    cos, sin = saturation * tf.cos(angle), saturation * tf.sin(angle)
+    turn = tf.stack([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
+    to_yiq = tf.constant([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+    matrix = exposure * tf.linalg.inv(to_yiq) @ tf.cast(turn, tf.float32) @ to_yiq
+    shape = tf.shape(image)
+    colors = tf.reshape(image, [-1, 3]) @ tf.transpose(matrix)
+    return tf.clip_by_value(tf.reshape(colors, shape), 0.0, 1.0)
+
+
+def encode_targets(boxes_xyxy, labels, anchors, strides, size, num_classes):
+    """Truth grids of one picture, a tuple over scales of float32 [h, w, A, 5 + C], packed (x, y, w, h, obj, classes).
+
+    boxes_xyxy [N, 4] fractions of the network input; anchors [scales, A, 2] in its pixels. x, y is the offset in
+    the cell, w, h is log(box / anchor) (paper, sec. 2.1, inverted). The best of all anchors is the one whose shape
+    overlaps most on a common centre (article, "Preprocessing"). Of two boxes in one cell and anchor the later stays,
+    with the classes of both, as in Darknet. Boxes without area are no truths.
+    """
+    anchors = tf.convert_to_tensor(anchors, tf.float32)
+    num_anchors = anchors.shape[1]
+    x, y, width, height = tf.unstack(boxes.to_cxcywh(boxes_xyxy), axis=-1)
+    sizes = tf.stack([width, height], axis=-1) * tf.cast(size, tf.float32)                # [N, 2] pixels
+    best = tf.argmax(boxes.shape_iou(sizes, tf.reshape(anchors, [-1, 2])), axis=-1, output_type=tf.int32)
+    real = (width > 0) & (height > 0)
+
+    grids = []
+    for scale, stride in enumerate(strides):
+        cells = size // stride
+        cells_float = tf.cast(cells, tf.float32)
+        column = tf.clip_by_value(tf.cast(tf.floor(x * cells_float), tf.int32), 0, cells - 1)
+        row = tf.clip_by_value(tf.cast(tf.floor(y * cells_float), tf.int32), 0, cells - 1)
+        anchor = best % num_anchors
+        here = tf.where(real & (best // num_anchors == scale))[:, 0]
+        index = tf.gather(tf.stack([row, column, anchor], axis=-1), here)                 # [K, 3]
+
+        offsets = tf.stack([x * cells_float - tf.cast(column, tf.float32),
+                            y * cells_float - tf.cast(row, tf.float32)], axis=-1)
+        log_sizes = tf.math.log(tf.maximum(sizes, 1e-6) / tf.gather(anchors[scale], anchor))
+        values = tf.gather(tf.concat([offsets, log_sizes, tf.ones_like(offsets[:, :1])], axis=-1), here)
+        values *= tf.cast(last_in_cell(index), tf.float32)[:, None]
+        box_grid = tf.scatter_nd(index, values, [cells, cells, num_anchors, 5])
+        one_hot = tf.one_hot(tf.gather(labels, here), num_classes)
+        class_grid = tf.minimum(tf.scatter_nd(index, one_hot, [cells, cells, num_anchors, num_classes]), 1.0)
+        grids.append(tf.concat([box_grid, class_grid], axis=-1))
+    return tuple(grids)
+
+
+def last_in_cell(index):
+    """True for the last of the rows [K, 3] that are equal; [K]."""
+    same = tf.reduce_all(index[:, None] == index[None], axis=-1)
+    return ~tf.reduce_any(tf.linalg.band_part(same, 0, -1) & ~tf.linalg.band_part(same, 0, 0), axis=-1)
+
+
+def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch_size, seed, augmented=True,
+                     start_step=0, global_batch_size=None, limit=0, multi_scale=False, num_workers=1, worker=0):
+    """Endless batches (images [B, S, S, 3], {"boxes_xyxy": [B, N, 4], "grids": [...]}) for the loss.
+
+    Step k takes the examples k * global_batch_size onwards of the endless stream of epochs, so that training can
+    start at any step; order and augmentation depend on (seed, epoch, index) alone. batch_size is one replica's.
+    """
+    global_batch_size = global_batch_size or batch_size
+    per_epoch = records.count(folder, "train", limit=limit) // num_workers * num_workers
+    stream = records.dataset(folder, "train", seed=seed, limit=limit, num_shards=num_workers, shard_index=worker,
+                             start=divmod(start_step * global_batch_size, max(per_epoch, 1)))
+    sizes = multi_scale_sizes(image_size) if multi_scale else [image_size]
+
+    def prepare(item):
+        example = parse(item["record"])
+        # Every example of a step gets the size that belongs to the step, on whichever replica it lands.
+        step = (item["epoch"] * per_epoch + item["index"]) // global_batch_size
+        draw = tf.random.stateless_uniform([], [seed, step // STEPS_PER_SIZE], 0, len(sizes), tf.int32)
+        size = tf.constant(sizes)[draw] if multi_scale else image_size
+        if augmented:
+            item_seed = tf.stack([tf.cast(seed, tf.int64) * 1_000_003 + item["epoch"], item["index"]])
+            image, truth, labels = augment(
+                example["image"], example["boxes_xyxy"], example["labels"], item_seed, size)
+        else:
+            image, truth, labels = letterboxed(example, size)
+        grids = encode_targets(truth, labels, anchors, strides, size, num_classes)
+        return image, {"boxes_xyxy": truth, "grids": grids}
+
+    side = None if multi_scale else image_size
+    grid_shapes = tuple([side and side // stride] * 2 + [len(anchors[0]), 5 + num_classes] for stride in strides)
+    shapes = ([side, side, 3], {"boxes_xyxy": [None, 4], "grids": grid_shapes})
+    dataset = stream.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.padded_batch(batch_size, shapes, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_size=None, limit=0):
+    """Batches for evaluation: letterboxed, in the order of the records, not augmented, each example once.
+
+    Dicts of "images" [B, S, S, 3], "index" [B] (-1 fills the last global batch up), "height", "width" [B] and the
+    truths "boxes_xyxy" [B, N, 4] (fractions of the picture), "labels" (-1 fills up), "difficult", "is_crowd" and
+    "area" (all [B, N]).
+    """
+    def prepare(item):
+        example = parse(item["record"])
+        shape = tf.shape(example["image"])
+        return {"images": boxes.letterbox(example["image"], image_size), "index": item["index"],
+                "height": shape[0], "width": shape[1],
+                **{key: example[key] for key in ("boxes_xyxy", "labels", "difficult", "is_crowd", "area")}}
+
+    dataset = records.dataset(folder, split, epochs=1, limit=limit).map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    count = records.count(folder, split, limit=limit)
+    filler = dataset.take(1).map(lambda example: {**example, "index": tf.constant(-1, tf.int64)})
+    dataset = dataset.concatenate(filler.repeat(-count % (global_batch_size or batch_size)))
+    shapes = {key: [None] for key in ("labels", "difficult", "is_crowd", "area")}
+    shapes |= {"images": [image_size, image_size, 3], "boxes_xyxy": [None, 4], "index": [], "height": [], "width": []}
+    padding = {key: tf.zeros([], spec.dtype) for key, spec in dataset.element_spec.items()}
+    padding["labels"] = tf.constant(-1, dataset.element_spec["labels"].dtype)
+    return dataset.padded_batch(batch_size, shapes, padding, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+def letterboxed(example, size):
+    """(image [S, S, 3] in 0..1, boxes_xyxy in fractions of it, labels) of a parsed example, not augmented."""
+    height, width = tf.unstack(tf.shape(example["image"])[:2])
+    truth = boxes.letterbox_boxes(example["boxes_xyxy"], height, width, size)
+    return boxes.letterbox(example["image"], size), truth, example["labels"]
+
+
+def multi_scale_sizes(image_size):
+    """Multiples of 32 around image_size (Darknet: 320 to 608 for 416)."""
+    low, high = (image_size * share / 32 for share in MULTI_SCALE)
+    return [32 * size for size in range(max(round(low), 1), int(high) + 1)]
+
+
+def command(name):
+    """The command line that builds the record set `name`, for messages."""
+    sources = {"voc2007": "VOCdevkit", "voc2012": "VOCdevkit", "coco2017": "coco"}
+    return f"python -m yolov3.preprocess --dataset {name} --source {sources.get(name, 'FOLDER')}"
