@@ -45,23 +45,31 @@ def nms(boxes_xyxy, scores, *, score_threshold, iou_threshold, max_detections, c
     group = tf.zeros_like(label) if class_agnostic else label
 
     def one_picture(border):
-        mine = slice(border[0], border[1])
-        kept = _suppress(corners, box[mine], group[mine], score[mine], iou_threshold, max_detections, candidates)
-        kept += border[0]
-        num = tf.size(kept)
-        return {
-            "boxes": tf.pad(tf.gather(corners, tf.gather(box, kept)), [[0, max_detections - num], [0, 0]]),
-            "scores": tf.pad(tf.gather(score, kept), [[0, max_detections - num]]),
-            "classes": tf.pad(tf.gather(label, kept), [[0, max_detections - num]], constant_values=-1),
-            "num": num,
-        }
+        first, last = tf.unstack(border)
+        mine = score[first:last]
+        limit = tf.size(mine) if candidates is None else tf.minimum(tf.size(mine), candidates)
 
-    return tf.map_fn(one_picture, tf.stack([borders[:-1], borders[1:]], axis=1), fn_output_signature={
-        "boxes": tf.TensorSpec([max_detections, 4], tf.float32),
-        "scores": tf.TensorSpec([max_detections], tf.float32),
-        "classes": tf.TensorSpec([max_detections], tf.int32),
-        "num": tf.TensorSpec([], tf.int32),
-    })
+        def best(k):  # top_k puts the lower index first among equals, so that a longer list continues a shorter
+            return first + tf.math.top_k(mine, k).indices
+
+        kept = _suppress(best, limit, corners, box, group, iou_threshold, max_detections)
+        return tf.pad(kept, [[0, max_detections - tf.size(kept)]], constant_values=-1)
+
+    kept = tf.map_fn(one_picture, tf.stack([borders[:-1], borders[1:]], axis=1),
+                     fn_output_signature=tf.TensorSpec([max_detections], tf.int32))  # [B, M]
+    place = tf.where(kept >= 0)  # [sum of num, (picture, rank)]
+    kept_flat = tf.gather_nd(kept, place)
+
+    def spread(values, *shape):
+        shape = [max_detections, *shape]
+        return tf.ensure_shape(tf.scatter_nd(place, values, tf.stack([batch, *shape])), [None, *shape])
+
+    return {
+        "boxes": spread(tf.gather(corners, tf.gather(box, kept_flat)), 4),
+        "scores": spread(tf.gather(score, kept_flat)),
+        "classes": spread(tf.gather(label, kept_flat) + 1) - 1,
+        "num": tf.reduce_sum(tf.cast(kept >= 0, tf.int32), axis=1),
+    }
 
 
 def _above_threshold(scores, score_threshold):
@@ -95,22 +103,20 @@ def _best_of_each_class(scores, score_threshold, per_class):
     return index // num_classes, tf.cast(index % num_classes, tf.int32), tf.gather(flat, index)
 
 
-def _suppress(corners, box, group, score, iou_threshold, max_detections, candidates):
-    """Indices [<= M] int32 into one picture's candidates box, group, score [K] of those kept, best first.
+def _suppress(best, limit, corners, box, group, iou_threshold, max_detections):
+    """Indices [<= M] int32 of the candidates kept, best first, out of best(limit); best(k) are the k best.
 
     Blocks of candidates, best first, are decided at once: keep <- finite and not overlapped by a kept one of the same
     group and better rank, repeated until it stands still. By induction over the rank the i-th candidate is final
     after i rounds, so what stands still is the greedy result; a few rounds do.
     """
-    limit = tf.size(score) if candidates is None else tf.minimum(tf.size(score), candidates)
     better_rank = tf.constant(np.triu(np.ones([BLOCK, BLOCK], np.float32), 1))
 
     def unfinished(order, start, kept):
         return (start < limit) & (tf.size(kept) < max_detections)
 
     def decide_block(order, start, kept):
-        # top_k puts the lower index first among equals, so that the longer order continues the shorter.
-        order = tf.cond(start < tf.size(order), lambda: order, lambda: tf.math.top_k(score, limit).indices)
+        order = tf.cond(start < tf.size(order), lambda: order, lambda: best(limit))
         block = order[start:start + BLOCK]
         num_kept, num_block = tf.size(kept), tf.size(block)
         pool = tf.concat([kept, block], axis=0)
@@ -132,7 +138,6 @@ def _suppress(corners, box, group, score, iou_threshold, max_detections, candida
         kept = tf.concat([kept, new], axis=0)[:max_detections]
         return order, start + BLOCK, kept
 
-    order = tf.math.top_k(score, tf.minimum(limit, PREFIX)).indices
-    start, kept = tf.constant(0), tf.zeros([0], tf.int32)
-    return tf.while_loop(unfinished, decide_block, (order, start, kept), shape_invariants=(
-        tf.TensorShape([None]), tf.TensorShape([]), tf.TensorShape([None])))[2]
+    loop = (best(tf.minimum(limit, PREFIX)), tf.constant(0), tf.zeros([0], tf.int32))
+    shapes = (tf.TensorShape([None]), tf.TensorShape([]), tf.TensorShape([None]))
+    return tf.while_loop(unfinished, decide_block, loop, shape_invariants=shapes)[2]
