@@ -28,6 +28,7 @@ from common.errors import UserError
 from common.layers import BatchNormalization
 
 SERVING_VERSION = "2.19.1"  # of the docker image tensorflow/serving that the README of a bundle names
+SERVING_API = "tensorflow-serving-api>=2.21,<2.22"  # the package of the README's gRPC client
 EXTRA = "assets.extra"
 
 
@@ -51,6 +52,13 @@ class ConstantConv2D(keras.layers.Layer):
         return tf.nn.bias_add(x, tf.constant(self.bias.astype(x.dtype.as_numpy_dtype)))
 
 
+class Folded(keras.layers.Layer):
+    """Stands where a layer was that is now part of a convolution; takes the arguments that batch norm takes."""
+
+    def call(self, x, training=False, mask=None):
+        return x
+
+
 class ConstantAffine(keras.layers.Layer):
     """x * scale + offset by channel: a batch normalisation that stands behind no convolution."""
 
@@ -58,7 +66,7 @@ class ConstantAffine(keras.layers.Layer):
         super().__init__(**kwargs)
         self.scale, self.offset = scale, offset
 
-    def call(self, x):
+    def call(self, x, training=False, mask=None):
         scale, offset = (tf.constant(value.astype(x.dtype.as_numpy_dtype)) for value in (self.scale, self.offset))
         return x * scale + offset
 
@@ -86,7 +94,7 @@ def fold_batch_norm(model):
 
     def clone(layer):
         if layer.name in folded:
-            return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy)
+            return Folded(name=layer.name, dtype=layer.dtype_policy)
         if type(layer) is keras.layers.Conv2D and layer.activation is keras.activations.linear:
             return _constant_conv(layer, norm_of.get(layer.name), pad_of.get(layer.name))
         if _is_norm(layer):
@@ -148,14 +156,14 @@ def _constant_conv(conv, norm, pad):
 def freeze(model, *specs):
     """The model's inference as a ConcreteFunction without variables, folded first; specs: a tf.TensorSpec per input.
 
-    Call it with tensors; the result has the structure that the model puts out, in float32.
+    Call it with tensors; it returns a list of float32 tensors, the model's outputs in the order of tf.nest.flatten.
     """
     folded = fold_batch_norm(model)
 
     @tf.function(input_signature=specs, autograph=False)
     def infer(*inputs):
         outputs = folded(inputs[0] if len(inputs) == 1 else inputs, training=False)
-        return tf.nest.map_structure(lambda tensor: tf.cast(tensor, tf.float32), outputs)
+        return [tf.cast(output, tf.float32) for output in tf.nest.flatten(outputs)]
 
     concrete = infer.get_concrete_function()
     return convert_variables_to_constants_v2(concrete) if folded.weights else concrete

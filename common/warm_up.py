@@ -5,6 +5,7 @@ numbers: apis/prediction_log.proto, predict.proto and model.proto of TensorFlow 
 """
 
 import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
 
 FILE = "tf_serving_warmup_requests"
 
@@ -26,7 +27,7 @@ def prediction_log(signature, inputs, model="model"):
     spec = _field(1, model.encode()) + _field(3, signature.encode())  # ModelSpec: name, signature_name
     request = _field(1, spec)
     for name, value in inputs.items():
-        proto = value if isinstance(value, tf.compat.v1.TensorProto) else tf.make_tensor_proto(value)
+        proto = value if isinstance(value, tensor_pb2.TensorProto) else tf.make_tensor_proto(value)
         request += _field(2, _field(1, name.encode()) + _field(2, proto.SerializeToString()))  # map<string, TensorProto>
     return _field(6, _field(1, request))  # PredictionLog.predict_log, PredictLog.request
 
@@ -37,7 +38,7 @@ def _parse(record):
     signature = _fields(fields[1][0])[3][0].decode()
     inputs = {}
     for entry in map(_fields, fields[2]):
-        inputs[entry[1][0].decode()] = tf.make_ndarray(tf.compat.v1.TensorProto.FromString(entry[2][0]))
+        inputs[entry[1][0].decode()] = tf.make_ndarray(tensor_pb2.TensorProto.FromString(entry[2][0]))
     return signature, inputs
 
 

@@ -41,9 +41,14 @@ def load_run(folder, which="best", precision="float32"):
         raise UserError(f"{folder} must be a run of yolov3, and its config.json is of {config.get('article')!r} and "
                         f"lacks {sorted(missing) or 'nothing'}. Give a folder that yolov3.train wrote.")
     with dtype_policy(precision):
-        model = MODELS[config["model"]](len(config["labels"]), len(config["anchors"][0]), config["width"])
+        model = build(config)
     training.load_weights(folder, model, which)
     return model, config
+
+
+def build(config):
+    """The network of a run's or a bundle's config.json, with random weights."""
+    return MODELS[config["model"]](len(config["labels"]), len(config["anchors"][0]), config["width"])
 
 
 def load_darknet(weights, labels, name=None, image_size=416, precision="float32"):

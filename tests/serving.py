@@ -1,0 +1,153 @@
+"""A stand-in for TensorFlow Serving: gRPC and REST over the session loader that the real server uses.
+
+There is no TensorFlow Serving binary in any package index that pip or apt reads, so this small server answers what the
+tests ask: PredictionService.Predict of tensorflow-serving-api, and POST /v1/models/<name>:predict with JSON, base64
+strings included, in row ("instances") and column ("inputs") form. It follows the real one in what is loaded (the
+highest number in the model's folder), in its error codes, and in the forms of its answers. It is not a server to use.
+"""
+
+import base64
+import concurrent.futures
+import http.server
+import json
+import pathlib
+import threading
+
+import grpc
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+from common import export
+
+
+class Server:
+    """Serves the highest version in `folder` under `name`; ports grpc_port and rest_port; use it with `with`."""
+
+    def __init__(self, name, folder):
+        self.name = name
+        self.folder = pathlib.Path(folder)
+        self.version, self.session = None, None
+        self.reload()
+
+    def reload(self):
+        """Looks for a new version, as the real server does every second; returns the version served."""
+        newest = max((int(path.name) for path in self.folder.iterdir() if path.name.isdigit()), default=None)
+        if newest != self.version:
+            self.session = export.Session(self.folder / str(newest))
+            self.version = newest
+            log = self.folder / str(newest) / "assets.extra" / "tf_serving_warmup_requests"
+            for signature, inputs in export.warm_up.read(log):
+                self.session.run(signature, inputs)
+        return self.version
+
+    def __enter__(self):
+        self._grpc = grpc.server(concurrent.futures.ThreadPoolExecutor(2))
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_Servicer(self), self._grpc)
+        self.grpc_port = self._grpc.add_insecure_port("127.0.0.1:0")
+        self._grpc.start()
+        self._rest = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self.rest_port = self._rest.server_address[1]
+        self._thread = threading.Thread(target=self._rest.serve_forever, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._rest.shutdown()
+        self._rest.server_close()
+        self._thread.join()
+        self._grpc.stop(None).wait()
+        self.session.close()
+
+
+class _Servicer(prediction_service_pb2_grpc.PredictionServiceServicer):
+    def __init__(self, server):
+        self.server = server
+
+    def Predict(self, request, context):  # noqa: N802, the name in the service's definition
+        server = self.server
+        if request.model_spec.name != server.name:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Latest({request.model_spec.name})")
+        signature = request.model_spec.signature_name or "serving_default"
+        if signature not in server.session.signatures:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f'Serving signature key "{signature}" not found.')
+        if set(request.inputs) != set(server.session.signatures[signature].inputs):
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "input names do not match those of the signature")
+        try:
+            inputs = {name: tf.make_ndarray(proto) for name, proto in request.inputs.items()}
+            outputs = server.session.run(signature, inputs)
+        except (ValueError, tf.errors.InvalidArgumentError) as error:  # ValueError: a shape that does not fit
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        response = predict_pb2.PredictResponse()
+        response.model_spec.name = server.name
+        response.model_spec.version.value = server.version
+        response.model_spec.signature_name = signature
+        for name, value in outputs.items():
+            response.outputs[name].CopyFrom(tf.make_tensor_proto(value))
+        return response
+
+
+def _handler(server):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):  # noqa: N802, the name that the base class calls
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            try:
+                if self.path != f"/v1/models/{server.name}:predict":
+                    return self.answer(404, {"error": "Malformed request: POST " + self.path})
+                self.answer(200, _predict(server, json.loads(body)))
+            except (ValueError, KeyError, tf.errors.InvalidArgumentError) as error:
+                self.answer(400, {"error": str(error)})
+
+        def answer(self, code, value):
+            data = json.dumps(value).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args):
+            pass
+
+    return Handler
+
+
+def _predict(server, request):
+    signature = request.get("signature_name", "serving_default")
+    specs = server.session.signatures[signature].inputs
+    if "instances" in request:
+        rows = request["instances"]
+        if len(specs) == 1 and not (isinstance(rows[0], dict) and set(rows[0]) == set(specs)):
+            rows = [{next(iter(specs)): row} for row in rows]  # the name may be left out where there is one input
+        columns = {name: [row[name] for row in rows] for name in specs}
+    else:
+        columns = request["inputs"]
+        if len(specs) == 1 and not (isinstance(columns, dict) and set(columns) == set(specs)):
+            columns = {next(iter(specs)): columns}
+    inputs = {name: _array(columns[name], tf.as_dtype(spec.dtype)) for name, spec in specs.items()}
+    outputs = {name: _plain(name, value) for name, value in server.session.run(signature, inputs).items()}
+    if "inputs" in request:
+        return {"outputs": outputs if len(outputs) > 1 else next(iter(outputs.values()))}
+    if len(outputs) == 1:
+        return {"predictions": next(iter(outputs.values()))}
+    return {"predictions": [dict(zip(outputs, row)) for row in zip(*outputs.values())]}
+
+
+def _array(value, dtype):
+    def decode(entry):
+        if isinstance(entry, list):
+            return [decode(item) for item in entry]
+        return base64.b64decode(entry["b64"], validate=True) if isinstance(entry, dict) else entry.encode()
+
+    if dtype == tf.string:
+        return np.array(decode(value), object)
+    return np.array(value, dtype.as_numpy_dtype)
+
+
+def _plain(name, value):
+    """JSON values; strings as text, base64 only where the output's name ends with _bytes, as the real server does."""
+    if value.dtype != object:
+        return value.tolist()
+    if name.endswith("_bytes"):
+        return [[{"b64": base64.b64encode(item).decode()} for item in row] for row in value.tolist()]
+    return [[item.decode() for item in row] for row in value.tolist()]
