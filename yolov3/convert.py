@@ -1,0 +1,351 @@
+"""Darknet weight files to run folders, and run folders to Darknet weight files.
+
+    python -m yolov3.convert --weights yolov3.weights --labels coco.names --run runs/yolov3/coco
+    python -m yolov3.convert --run runs/yolov3/coco --out yolov3.weights
+
+A weight file is a header (int32 major, minor, revision; then the number of pictures seen, int64 from version
+0.2 on, int32 before) and float32 values, little-endian, in the order of the convolutions in the cfg file. One
+with batch normalisation has beta, gamma, moving mean, moving variance, kernel; one without has bias, kernel.
+Kernels are [out, in, height, width]. The file names neither its network nor its number of classes: its length
+gives them away.
+"""
+
+import itertools
+import math
+import pathlib
+import re
+import struct
+from typing import NamedTuple
+
+import numpy as np
+from absl import flags
+
+from common import checkpoints, cli, files, training
+from common.errors import UserError
+from yolov3 import model as models
+
+FLAGS = flags.FLAGS
+
+# Values in a file without classes, values per class, at width 1 and three anchors per scale.
+SIZES = {"yolov3": (61_570_957, 5_385), "tiny": (8_673_934, 2_310), "spp": (62_621_581, 5_385)}
+
+
+class Header(NamedTuple):
+    """What stands before the values; `seen` counts the pictures that the network was trained on."""
+
+    major: int = 0
+    minor: int = 2
+    revision: int = 0
+    seen: int = 0
+
+    def pack(self):
+        return struct.pack(self.layout(), *self)
+
+    def layout(self):
+        return "<iiiq" if self.major * 10 + self.minor >= 2 else "<iiii"
+
+
+def read_darknet(path):
+    """(Header, values [n] float32) of a weight file. Raises UserError if it cannot be one."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"A Darknet weight file must be at {path}; there is none.")
+    data = path.read_bytes()
+    if len(data) < 16:
+        raise UserError(f"{path} has {len(data)} bytes; the header alone of a Darknet weight file has 16 or 20.")
+    header = Header(*struct.unpack("<iii", data[:12]))
+    if header.major != 0 or not 0 <= header.minor <= 2:
+        raise UserError(f"{path} must be a Darknet weight file of version 0.0 to 0.2; it claims version "
+                        f"{header.major}.{header.minor}.{header.revision}. Is it a weight file?")
+    size = struct.calcsize(header.layout())
+    if len(data) < size or (len(data) - size) % 4:
+        raise UserError(f"{path} has {len(data):,} bytes; a Darknet weight file of version 0.{header.minor} "
+                        f"has {size} and a multiple of 4. It is cut short or another kind of file.")
+    header = Header(*struct.unpack(header.layout(), data[:size]))
+    return header, np.frombuffer(data, "<f4", offset=size)
+
+
+def identify(num_values):
+    """[(model, num_classes)] of networks (width 1, three anchors per scale) whose file has so many values."""
+    fits = []
+    for name, (base, per_class) in SIZES.items():
+        num_classes, rest = divmod(num_values - base, per_class)
+        if num_classes > 0 and rest == 0:
+            fits.append((name, num_classes))
+    return fits
+
+
+def convolutions(model):
+    """[(convolution, its batch normalisation or None)] in the order of Darknet's cfg file."""
+    layers = {layer.name: layer for layer in model.layers}
+    names = sorted(name for name in layers if name.startswith("conv_"))
+    return [(layers[name], layers.get(name.replace("conv_", "bn_"))) for name in names]
+
+
+def num_backbone(model):
+    """How many convolutions stand before the first neck: Darknet-53 without its classifier has 52."""
+    return 7 if "tiny" in model.name else 52
+
+
+def load_darknet(model, path, *, backbone_only=False, skip_heads=False):
+    """Sets the weights of `model` from a Darknet weight file; returns the file's Header.
+
+    backbone_only: only the convolutions before the first neck. The file may end with any convolution behind
+        them (darknet53.conv.74, yolov3-tiny.conv.15), be the ImageNet classifier with this backbone
+        (darknet53.weights), or be a whole network with this backbone and any number of classes.
+    skip_heads: all but the last convolution of each head, whose shape depends on the classes. The file is of
+        the whole network with any number of classes.
+    Without either, all weights; the number of classes must be the same.
+    Raises UserError, and leaves the model as it was, if the file is of another network, short or too long.
+    """
+    header, values = read_darknet(path)
+    layers = convolutions(model)
+    num_classes = model.outputs[0].shape[-1] - 5
+    if backbone_only:
+        layers = layers[:num_backbone(model)]
+        if not _has_backbone(model, len(values)):
+            raise UserError(_wrong_size(model, path, header, len(values), layers))
+    else:
+        file_classes = _fitting_classes(model, len(values))
+        if file_classes is None or (not skip_heads and file_classes != num_classes):
+            raise UserError(_wrong_size(model, path, header, len(values), layers))
+        num_classes = file_classes
+
+    assignments, offset = [], 0
+    for convolution, norm in layers:
+        arrays = []
+        for shape in _shapes(model, convolution, norm, num_classes):
+            arrays.append(values[offset:offset + math.prod(shape)].reshape(shape))
+            offset += math.prod(shape)
+        finite = all(np.isfinite(array).all() for array in arrays)
+        if not finite or (norm is not None and arrays[3].min() < 0):
+            raise UserError(f"{path} has a value that is not finite, or a variance below 0, at "
+                            f"{convolution.name}; it is damaged or of another network than {model.name}.")
+        if norm is not None or not skip_heads:
+            assignments.append((convolution, norm, arrays))
+    for convolution, norm, arrays in assignments:
+        _assign(convolution, norm, arrays)
+    return header
+
+
+def save_darknet(model, path, header=Header()):
+    """Writes the weights of `model` as a Darknet weight file, whole or not at all."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(header.pack())
+        for convolution, norm in convolutions(model):
+            if norm is None:
+                before = [convolution.bias]
+            else:
+                before = [norm.beta, norm.gamma, norm.moving_mean, norm.moving_variance]
+            kernel = np.asarray(convolution.kernel).transpose(3, 2, 0, 1)
+            for array in (*before, kernel):
+                file.write(np.ascontiguousarray(array, "<f4").tobytes())
+
+
+def load_run(model, folder, *, transfer="all"):
+    """Sets weights of `model` to those of another run.
+
+    transfer: "all", "all_but_classes" (all but the last convolution of each head) or "backbone". Raises
+    UserError, and leaves the model as it was, if the folder is no run or its network has other layers or shapes.
+    """
+    source, _ = read_run(folder)
+    pairs = list(itertools.zip_longest(convolutions(model), convolutions(source), fillvalue=(None, None)))
+    if transfer == "backbone":
+        pairs = pairs[:num_backbone(model)]
+    elif transfer == "all_but_classes":
+        pairs = [(mine, theirs) for mine, theirs in pairs if mine[1] or theirs[1]]
+    layers = [both for mine, theirs in pairs for both in zip(mine, theirs) if both != (None, None)]
+    for mine, theirs in layers:
+        shapes, other_shapes = ([tuple(weight.shape) for weight in layer.weights] if layer else "no layer"
+                                for layer in (mine, theirs))
+        if shapes != other_shapes:
+            raise UserError(f"{folder} must be a run of the same network, but {(mine or theirs).name} has "
+                            f"{shapes} here and {other_shapes} there. Take less of it (--transfer), or give "
+                            "the same --model, --width and classes.")
+    for mine, theirs in layers:
+        mine.set_weights(theirs.get_weights())
+
+
+def read_run(folder, which="best"):
+    """(model, config) of a run folder. Raises UserError."""
+    config = training.read_config(folder)
+    try:
+        name, width, labels, anchors = (config[key] for key in ("model", "width", "labels", "anchors"))
+        build = models.MODELS[name]
+    except KeyError as error:
+        raise UserError(f"{folder} must be a run of yolov3, but its config.json has nothing for {error}. Give "
+                        "--run a folder that yolov3.train or yolov3.convert wrote.") from None
+    model = build(len(labels), len(anchors[0]), width)
+    training.load_weights(folder, model, which)
+    return model, config
+
+
+def from_darknet(weights, labels, name=None, *, width=1.0, num_anchors=3):
+    """(model, Header, name) of a weight file of the whole network. Raises UserError.
+
+    labels: class names; their number must be the file's. name: a key of `model.MODELS`, by default the network
+    that the length of the file fits.
+    """
+    header, values = read_darknet(weights)
+    fits = identify(len(values)) if width == 1 and num_anchors == 3 else []
+    if name is None:
+        if not fits:
+            found = len(header.pack()) + 4 * len(values)
+            raise UserError(f"{weights} has {found:,} bytes. {_say_fits(len(values))} Say with --model what it "
+                            "should be.")
+        name = fits[0][0]
+    for fit, num_classes in fits:
+        if fit == name and num_classes != len(labels):
+            raise UserError(f"{weights} is {name} with {num_classes} classes; {len(labels)} labels came. Give "
+                            "--labels with one name per line, in the order of training.")
+    model = models.MODELS[name](len(labels), num_anchors, width)
+    return model, load_darknet(model, weights), name
+
+
+def read_labels(path):
+    """Class names of a text file, one per line; empty lines at the end do not count. Raises UserError."""
+    must = "--labels must be a text file with one class name per line"
+    try:
+        names = [name.strip() for name in pathlib.Path(path).read_text("utf-8").rstrip().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{must}, but {path} cannot be read ({files.reason(error)}).") from error
+    if not names or not all(names):
+        raise UserError(f"{must}, but {path} has an empty line or no line.")
+    return names
+
+
+def write_run(folder, model, config):
+    """Makes a new run folder of a model that was not trained here."""
+    if (pathlib.Path(folder) / "config.json").exists():
+        raise UserError(f"{folder} holds a run already. Choose another --run.")
+    run = training.open_run(folder, config)
+    checkpoints.write_best(run.folder / "checkpoints" / "best.weights.h5", model, {"value": 0.0, "step": 0})
+
+
+def parse_anchors(text, name):
+    """Anchors as a cfg file has them, "10,13, 16,30, ...", as [scales, A, 2] float32. Raises UserError."""
+    num_scales = len(models.STRIDES[name])
+    try:
+        numbers = np.array([float(number) for number in re.findall(r"[^,\s]+", text)], np.float32)
+    except ValueError:
+        numbers = np.zeros([0], np.float32)
+    if numbers.size == 0 or numbers.size % (2 * num_scales) or not (numbers > 0).all():
+        raise UserError("--anchors must be positive widths and heights with commas or blanks between them, the "
+                        f"same number for each of the {num_scales} scales of {name}; {text!r} came.")
+    return numbers.reshape(num_scales, -1, 2)
+
+
+def define_flags():
+    cli.define_run_flag()
+    flags.DEFINE_string("weights", None, "Darknet weight file to read; --run is then the run folder to make.")
+    flags.DEFINE_string("out", None, "Darknet weight file to write from --run.")
+    flags.DEFINE_enum("model", None, list(models.MODELS), "Network; default: what the file's length fits.")
+    flags.DEFINE_string("labels", None, "Text file with one class name per line, in the order of training.")
+    flags.DEFINE_integer("image_size", 416, "Side of the network input, a multiple of 32.", lower_bound=32)
+    flags.DEFINE_float("width", 1.0, "Multiplies the filters of all layers; needs --model.", lower_bound=0.05)
+    flags.DEFINE_string("anchors", None, "As in the cfg file, 10,13, 16,30, ...; default: the network's.")
+    flags.DEFINE_enum("which", "best", ["best", "last"], "Weights of the best or of the last epoch (--out).")
+
+
+def main(args):
+    cli.no_arguments(args)
+    if not FLAGS.run or bool(FLAGS.weights) == bool(FLAGS.out):
+        raise UserError("Give --run and either --weights (a Darknet file to read) or --out (one to write).")
+    if FLAGS.out:
+        model, config = read_run(FLAGS.run, FLAGS.which)
+        header = Header(*config["darknet"]) if "darknet" in config else Header()
+        save_darknet(model, FLAGS.out, header)
+        print(f"{FLAGS.out}: {config['model']} with {len(config['labels'])} classes")
+        return
+
+    if FLAGS.image_size % 32:
+        raise UserError(f"--image_size must be a multiple of 32; {FLAGS.image_size} came.")
+    if not FLAGS.labels:
+        raise UserError("--weights needs --labels, a text file with one class name per line.")
+    labels = read_labels(FLAGS.labels)
+    if FLAGS.anchors and not FLAGS.model:
+        raise UserError("--anchors needs --model.")
+    anchors = parse_anchors(FLAGS.anchors, FLAGS.model) if FLAGS.anchors else None
+    model, header, name = from_darknet(FLAGS.weights, labels, FLAGS.model, width=FLAGS.width,
+                                       num_anchors=3 if anchors is None else anchors.shape[1])
+    if anchors is None:
+        anchors = models.TINY_ANCHORS if name == "tiny" else models.ANCHORS
+    write_run(FLAGS.run, model, {
+        "article": "yolov3", "model": name, "width": FLAGS.width, "image_size": FLAGS.image_size,
+        "labels": labels, "anchors": anchors.tolist(), "precision": "float32", "darknet": list(header)})
+    print(f"{FLAGS.run}: {name} with {len(labels)} classes")
+    print(f"next: python -m yolov3.predict --run {FLAGS.run} photo.jpg")
+
+
+def _shapes(model, convolution, norm, num_classes):
+    """Shapes of the arrays of one convolution in the file, whose network has `num_classes`."""
+    height, width, channels, filters = convolution.kernel.shape
+    if norm is not None:
+        return [(filters,)] * 4 + [(filters, channels, height, width)]
+    filters = _num_anchors(model) * (5 + num_classes)
+    return [(filters,), (filters, channels, height, width)]
+
+
+def _num_anchors(model):
+    return model.outputs[0].shape[-2]
+
+
+def _num_values(model, layers):
+    """Values that a file of these convolutions has, with the model's own number of classes."""
+    num_classes = model.outputs[0].shape[-1] - 5
+    return sum(math.prod(shape) for layer in layers for shape in _shapes(model, *layer, num_classes))
+
+
+def _fitting_classes(model, num_values):
+    """The number of classes with which the model's file has so many values, or None."""
+    layers, num_classes = convolutions(model), model.outputs[0].shape[-1] - 5
+    heads = [convolution for convolution, norm in layers if norm is None]
+    per_class = sum(_num_anchors(model) * (head.kernel.shape[2] + 1) for head in heads)
+    more_classes, rest = divmod(num_values - _num_values(model, layers), per_class)
+    return num_classes + more_classes if rest == 0 and num_classes + more_classes > 0 else None
+
+
+def _has_backbone(model, num_values):
+    """Whether a file with so many values starts with the model's backbone, as far as its length tells."""
+    layers, backbone = convolutions(model), num_backbone(model)
+    sizes = np.cumsum([_num_values(model, [layer]) for layer in layers])
+    features = layers[backbone - 1][0].filters
+    classifier = sizes[backbone - 1] + 1000 * (features + 1)
+    # identify knows networks of full width, whose backbones have 1024 features.
+    relative = features == 1024 and any((name == "tiny") == (backbone == 7) for name, _ in identify(num_values))
+    return (num_values in sizes[backbone - 1:] or num_values == classifier
+            or _fitting_classes(model, num_values) is not None or relative)
+
+
+def _assign(convolution, norm, arrays):
+    *before, kernel = arrays
+    convolution.kernel.assign(kernel.transpose(2, 3, 1, 0))
+    if norm is None:
+        convolution.bias.assign(before[0])
+    else:
+        for variable, array in zip((norm.beta, norm.gamma, norm.moving_mean, norm.moving_variance), before):
+            variable.assign(array)
+
+
+def _wrong_size(model, path, header, num_values, layers):
+    found = len(header.pack()) + 4 * num_values
+    expected = len(header.pack()) + 4 * _num_values(model, layers)
+    network = f"{model.name} with {model.outputs[0].shape[-1] - 5} classes"
+    if len(layers) < len(convolutions(model)):
+        network = f"the backbone of {model.name}"
+    difference = f"{abs(found - expected):,} too {'few' if found < expected else 'many'}"
+    return f"{path} has {found:,} bytes; {network} has {expected:,} ({difference}). {_say_fits(num_values)}"
+
+
+def _say_fits(num_values):
+    fits = " or ".join(f"{name} with {num_classes} classes" for name, num_classes in identify(num_values))
+    if fits:
+        return f"It is as long as {fits}."
+    return (f"It fits none of {', '.join(SIZES)} with any number of classes: it is cut short, or of another "
+            "network.")
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)
