@@ -3,13 +3,12 @@
 Shape letters: B batch, N boxes, C classes, M detections kept, K candidates.
 """
 
-import numpy as np
 import tensorflow as tf
 
 from common import boxes
 
-BLOCK = 96  # candidates that one round decides; the result does not depend on it
-PREFIX = 10 * BLOCK  # candidates sorted at first, since they mostly fill the detections; neither on this
+BLOCK = 192  # candidates that one round decides; the result does not depend on it
+PREFIX = 5 * BLOCK  # candidates sorted at first, since they mostly fill the detections; neither on this
 
 
 def nms(boxes_xyxy, scores, *, score_threshold, iou_threshold, max_detections, class_agnostic=False,
@@ -41,11 +40,9 @@ def nms(boxes_xyxy, scores, *, score_threshold, iou_threshold, max_detections, c
     box, label, score = chosen  # [K] of the whole batch, ascending by (picture, box, class)
     corners = tf.reshape(boxes_xyxy, [-1, 4])  # [B * N, 4]
     batch, num_boxes = tf.unstack(tf.shape(scores, out_type=tf.int64)[:2])
-    borders = tf.searchsorted(box, tf.range(batch + 1) * num_boxes)  # picture i has candidates borders[i]:[i + 1]
     group = tf.zeros_like(label) if class_agnostic else label
 
-    def one_picture(border):
-        first, last = tf.unstack(border)
+    def one_picture(first, last):
         mine = score[first:last]
         limit = tf.size(mine) if candidates is None else tf.minimum(tf.size(mine), candidates)
 
@@ -55,8 +52,12 @@ def nms(boxes_xyxy, scores, *, score_threshold, iou_threshold, max_detections, c
         kept = _suppress(best, limit, corners, box, group, iou_threshold, max_detections)
         return tf.pad(kept, [[0, max_detections - tf.size(kept)]], constant_values=-1)
 
-    kept = tf.map_fn(one_picture, tf.stack([borders[:-1], borders[1:]], axis=1),
-                     fn_output_signature=tf.TensorSpec([max_detections], tf.int32))  # [B, M]
+    if scores.shape[0] == 1:  # a loop over pictures costs a tenth of the whole
+        kept = one_picture(0, tf.size(box))[tf.newaxis]  # [B, M]
+    else:
+        borders = tf.searchsorted(box, tf.range(batch + 1) * num_boxes)  # picture i has candidates borders[i]:[i + 1]
+        kept = tf.map_fn(lambda border: one_picture(*border), (borders[:-1], borders[1:]),
+                         fn_output_signature=tf.TensorSpec([max_detections], tf.int32))
     place = tf.where(kept >= 0)  # [sum of num, (picture, rank)]
     kept_flat = tf.gather_nd(kept, place)
 
@@ -110,33 +111,31 @@ def _suppress(best, limit, corners, box, group, iou_threshold, max_detections):
     group and better rank, repeated until it stands still. By induction over the rank the i-th candidate is final
     after i rounds, so what stands still is the greedy result; a few rounds do.
     """
-    better_rank = tf.constant(np.triu(np.ones([BLOCK, BLOCK], np.float32), 1))
-
     def unfinished(order, start, kept):
         return (start < limit) & (tf.size(kept) < max_detections)
 
     def decide_block(order, start, kept):
         order = tf.cond(start < tf.size(order), lambda: order, lambda: best(limit))
-        block = order[start:start + BLOCK]
-        num_kept, num_block = tf.size(kept), tf.size(block)
-        pool = tf.concat([kept, block], axis=0)
+        num_kept = tf.size(kept)
+        pool = tf.concat([kept, order[start:start + BLOCK]], axis=0)
         pool_corners, pool_group = tf.gather(corners, tf.gather(box, pool)), tf.gather(group, pool)
-        block_corners, block_group = pool_corners[num_kept:], pool_group[num_kept:]
-        beats = boxes.iou(pool_corners, block_corners) > iou_threshold  # [pool, block]
-        beats = tf.cast(beats & (pool_group[:, tf.newaxis] == block_group), tf.float32)
-        by_kept, in_block = tf.split(beats, [num_kept, num_block])
-        in_block *= better_rank[:num_block, :num_block]
-        finite = tf.cast(tf.reduce_all(tf.math.is_finite(block_corners), axis=1), tf.float32)
-        alive = tf.nn.relu(finite - tf.reduce_sum(by_kept, axis=0))[:, tf.newaxis]  # 1 or 0, as all of keep
+        rank = tf.range(tf.size(pool))
+        # Few candidates share a group, so the IoU is taken of pairs and not of everything with everything.
+        rivals = (pool_group[:, tf.newaxis] == pool_group[num_kept:]) & (rank[:, tf.newaxis] < rank[num_kept:])
+        better, worse = tf.unstack(tf.where(rivals), axis=1)
+        worse += tf.cast(num_kept, tf.int64)
+        overlap = boxes.iou_paired(tf.gather(pool_corners, better), tf.gather(pool_corners, worse))
+        beats = tf.where(overlap > iou_threshold)[:, 0]
+        better, worse = tf.gather(better, beats), tf.gather(worse, beats)
+        finite = tf.cast(tf.reduce_all(tf.math.is_finite(pool_corners), axis=1), tf.float32)
 
-        def settle(_, keep):
-            return keep, tf.nn.relu(alive - tf.matmul(in_block, keep, transpose_a=True))
+        def settle(_, keep):  # 1 or 0
+            beaten = tf.math.unsorted_segment_sum(tf.gather(keep, better), worse, tf.size(pool))
+            return keep, tf.nn.relu(finite - beaten)
 
-        _, keep = tf.while_loop(lambda before, keep: tf.reduce_any(before != keep), settle, settle(alive, alive),
-                                shape_invariants=(tf.TensorShape([None, 1]),) * 2)
-        new = tf.gather(block, tf.where(keep > 0.0)[:, 0])
-        kept = tf.concat([kept, new], axis=0)[:max_detections]
-        return order, start + BLOCK, kept
+        _, keep = tf.while_loop(lambda before, keep: tf.reduce_any(before != keep), settle, settle(finite, finite),
+                                shape_invariants=(tf.TensorShape([None]),) * 2)
+        return order, start + BLOCK, tf.gather(pool, tf.where(keep > 0.0)[:, 0])[:max_detections]
 
     loop = (best(tf.minimum(limit, PREFIX)), tf.constant(0), tf.zeros([0], tf.int32))
     shapes = (tf.TensorShape([None]), tf.TensorShape([]), tf.TensorShape([None]))
