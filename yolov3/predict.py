@@ -8,10 +8,12 @@ shown. B batch, S side of the network input, M detections kept, C classes.
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
 import re
+import sys
 import time
 
 import keras
@@ -154,7 +156,7 @@ def _readable(found, index, labels):
 class Writer:
     """Drawn pictures and videos and detections.jsonl in a folder; use it with `with`.
 
-    Every file has its name only when it is complete; a stream that is interrupted is completed with what it has.
+    Every file has its name only when it is complete.
     """
 
     def __init__(self, folder, labels):
@@ -215,12 +217,15 @@ class Writer:
         try:
             self._close_video()
         finally:
-            # Ctrl-C ends a camera: what was detected until then is kept.
-            self._stack.__exit__(*((None,) * 3 if kind is KeyboardInterrupt else (kind, error, traceback)))
+            self._stack.__exit__(kind, error, traceback)
 
 
 def predict(arguments, detect, config, out, *, batch_size=1, report=print):
-    """Detects in all sources and writes to `out`; returns {"images", "unreadable", "network_seconds", "seconds"}."""
+    """Detects in all sources and writes to `out`; says what cannot be read, and goes on.
+
+    Returns {"images", "unreadable" (names), "network_seconds", "seconds", "interrupted"}. Ctrl-C, which ends a camera,
+    keeps what was detected until then.
+    """
     unreadable = []
 
     def on_unreadable(name, reason):
@@ -229,16 +234,19 @@ def predict(arguments, detect, config, out, *, batch_size=1, report=print):
 
     size = config["image_size"]
     detect([np.zeros([size, size, 3], np.uint8)])  # tracing and the first run, which take seconds, are not counted
-    count, network_seconds, start = 0, 0.0, time.perf_counter()
+    count, network_seconds, interrupted, start = 0, 0.0, False, time.perf_counter()
     with Writer(out, config["labels"]) as writer:
-        for batch in _batches(media.frames(arguments, on_unreadable), batch_size):
-            found, seconds = detect([frame.image for frame in batch])
-            network_seconds += seconds
-            count += len(batch)
-            for frame, detections in zip(batch, found):
-                writer.write(frame, detections)
+        try:
+            for batch in _batches(media.frames(arguments, on_unreadable), batch_size):
+                found, seconds = detect([frame.image for frame in batch])
+                network_seconds += seconds
+                for frame, detections in zip(batch, found):
+                    writer.write(frame, detections)
+                    count += 1
+        except KeyboardInterrupt:
+            interrupted = True
     return {"images": count, "unreadable": unreadable, "network_seconds": network_seconds,
-            "seconds": time.perf_counter() - start}
+            "seconds": time.perf_counter() - start, "interrupted": interrupted}
 
 
 def _batches(stream, batch_size):
@@ -303,13 +311,17 @@ def main(args):
     infer, config = load_flags(flags)
     detect = make_detect(infer, config, score_threshold=flags.score_threshold, iou_threshold=flags.iou_threshold,
                          max_detections=flags.max_detections, class_agnostic=flags.class_agnostic)
-    result = predict(args, detect, config, flags.out, batch_size=flags.batch_size)
+    result = predict(args, detect, config, flags.out, batch_size=flags.batch_size,
+                     report=functools.partial(print, file=sys.stderr))
     count, unreadable = result["images"], result["unreadable"]
-    if not count:
+    if not count and not result["interrupted"]:
         raise UserError(f"None of the {len(unreadable)} sources could be read; their names stand above.")
-    print(f"{count} images, {count / result['network_seconds']:.1f} per second in the network and suppression, "
-          f"{count / result['seconds']:.1f} all in; {len(unreadable)} unreadable")
-    print(pathlib.Path(flags.out) / "detections.jsonl")
+    if count:
+        print(f"{count} images, {count / result['network_seconds']:.1f} per second in the network and suppression, "
+              f"{count / result['seconds']:.1f} all in; {len(unreadable)} unreadable")
+        print(pathlib.Path(flags.out) / "detections.jsonl")
+    if result["interrupted"]:
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

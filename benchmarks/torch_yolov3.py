@@ -1,0 +1,80 @@
+"""YOLOv3 with the same layers in PyTorch: a peer to measure against, not a part of the zoo.
+
+B batch, h, w grid, A anchors per scale, C classes.
+"""
+
+import torch
+from torch import nn
+
+
+class Conv(nn.Sequential):
+    """Convolution, batch normalisation, leaky ReLU."""
+
+    def __init__(self, inputs, filters, kernel_size, stride=1):
+        super().__init__(
+            nn.Conv2d(inputs, filters, kernel_size, stride, kernel_size // 2, bias=False),
+            nn.BatchNorm2d(filters, eps=1e-5, momentum=0.01),
+            nn.LeakyReLU(0.1, inplace=True))
+
+
+class Residual(nn.Module):
+    def __init__(self, filters):
+        super().__init__()
+        self.body = nn.Sequential(Conv(filters, filters // 2, 1), Conv(filters // 2, filters, 3))
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+def stage(inputs, filters, num_blocks):
+    return nn.Sequential(Conv(inputs, filters, 3, 2), *(Residual(filters) for _ in range(num_blocks)))
+
+
+def neck(inputs, filters):
+    return nn.Sequential(Conv(inputs, filters, 1), Conv(filters, 2 * filters, 3), Conv(2 * filters, filters, 1),
+                         Conv(filters, 2 * filters, 3), Conv(2 * filters, filters, 1))
+
+
+class YoloV3(nn.Module):
+    """Images [B, 3, H, W] -> logits [B, A * (5 + C), h, w] at strides 8, 16, 32."""
+
+    def __init__(self, num_classes, num_anchors=3):
+        super().__init__()
+        outputs = num_anchors * (5 + num_classes)
+        self.to_stride8 = nn.Sequential(Conv(3, 32, 3), stage(32, 64, 1), stage(64, 128, 2), stage(128, 256, 8))
+        self.to_stride16 = stage(256, 512, 8)
+        self.to_stride32 = stage(512, 1024, 4)
+        self.neck_large, self.neck_medium, self.neck_small = neck(1024, 512), neck(768, 256), neck(384, 128)
+        self.up_large, self.up_medium = Conv(512, 256, 1), Conv(256, 128, 1)
+        self.head_large = nn.Sequential(Conv(512, 1024, 3), nn.Conv2d(1024, outputs, 1))
+        self.head_medium = nn.Sequential(Conv(256, 512, 3), nn.Conv2d(512, outputs, 1))
+        self.head_small = nn.Sequential(Conv(128, 256, 3), nn.Conv2d(256, outputs, 1))
+
+    def forward(self, images):
+        stride8 = self.to_stride8(images)
+        stride16 = self.to_stride16(stride8)
+        large = self.neck_large(self.to_stride32(stride16))
+        up = nn.functional.interpolate(self.up_large(large), scale_factor=2)
+        medium = self.neck_medium(torch.cat([up, stride16], dim=1))
+        up = nn.functional.interpolate(self.up_medium(medium), scale_factor=2)
+        small = self.neck_small(torch.cat([up, stride8], dim=1))
+        return self.head_small(small), self.head_medium(medium), self.head_large(large)
+
+
+def build(num_classes=80, num_threads=None):
+    """The network with channels last, the fastest layout of PyTorch on a CPU."""
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    return YoloV3(num_classes).to(memory_format=torch.channels_last)
+
+
+def inference(model, images, *, bfloat16=False):
+    """Returns a function that runs the network once on images [B, H, W, 3] (NumPy, 0..1)."""
+    model = model.eval()
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
+
+    def run():
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            return model(x)
+
+    return run
