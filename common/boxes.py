@@ -1,8 +1,9 @@
-"""Boxes as tensors: corner and centre forms, IoU, clipping, and the letterbox that Darknet puts pictures into.
+"""Boxes as tensors: corner and centre forms, IoU, clipping, and Darknet's letterbox.
 
-Everything is TensorFlow in float32 and works in a graph, in tf.data and in an exported model; leading axes broadcast.
-A box carries its order in its name: `boxes_xyxy` is (left, top, right, bottom), `boxes_cxcywh` is (centre x, centre y,
-width, height). Units are the caller's, fractions or pixels, unless a docstring says otherwise.
+Everything is TensorFlow in float32 and works in a graph, in tf.data and in an exported model; leading axes
+broadcast. A box carries its order in its name: `boxes_xyxy` is (left, top, right, bottom), `boxes_cxcywh` is
+(centre x, centre y, width, height). Units are the caller's, fractions or pixels, unless a docstring says
+otherwise.
 
 Shape letters: B batch, H W picture, N M boxes.
 """
@@ -23,18 +24,18 @@ def to_cxcywh(boxes_xyxy):
 
 
 def area(boxes_xyxy):
-    """Areas [...] of boxes [..., 4]; 0 for a box whose right is not right of its left, or bottom not below top."""
+    """Areas [...] of boxes [..., 4]; 0 for a box without width or height, or turned inside out."""
     return _area(*tf.unstack(tf.cast(boxes_xyxy, tf.float32), axis=-1))
 
 
 def iou(a_xyxy, b_xyxy):
-    """Intersection over union [..., N, M] of every a [..., N, 4] with every b [..., M, 4]; 0 where the union is 0."""
+    """IoU [..., N, M] of every a [..., N, 4] with every b [..., M, 4]; 0 where the union is 0."""
     a_xyxy, b_xyxy = tf.cast(a_xyxy, tf.float32), tf.cast(b_xyxy, tf.float32)
     return iou_paired(a_xyxy[..., :, tf.newaxis, :], b_xyxy[..., tf.newaxis, :, :])
 
 
 def iou_paired(a_xyxy, b_xyxy):
-    """Intersection over union [...] of boxes [..., 4] with boxes [..., 4], one to one; 0 where the union is 0."""
+    """IoU [...] of boxes [..., 4] with boxes [..., 4], one to one; 0 where the union is 0."""
     a = a_left, a_top, a_right, a_bottom = tf.unstack(tf.cast(a_xyxy, tf.float32), axis=-1)
     b = b_left, b_top, b_right, b_bottom = tf.unstack(tf.cast(b_xyxy, tf.float32), axis=-1)
     intersection = _area(tf.maximum(a_left, b_left), tf.maximum(a_top, b_top),
@@ -47,7 +48,7 @@ def _area(left, top, right, bottom):
 
 
 def shape_iou(sizes_a, sizes_b):
-    """IoU [..., N, M] of sizes (w, h) [..., N, 2] with sizes [M, 2] laid on a common centre, as anchors are matched."""
+    """IoU [..., N, M] of sizes (w, h) [..., N, 2] with sizes [M, 2] on a common centre, as for anchors."""
     sizes_a = tf.cast(sizes_a, tf.float32)[..., :, tf.newaxis, :]  # [..., N, 1, 2]
     sizes_b = tf.cast(sizes_b, tf.float32)
     intersection = tf.reduce_prod(tf.minimum(sizes_a, sizes_b), axis=-1)
@@ -56,7 +57,10 @@ def shape_iou(sizes_a, sizes_b):
 
 
 def clip(boxes_xyxy, height=1.0, width=1.0):
-    """Boxes [..., 4] cut at the picture's border; height and width are scalars, or [...] with the boxes' leading axes."""
+    """Boxes [..., 4] cut at the picture's border.
+
+    height, width: of the picture, scalars or [...] with the boxes' leading axes.
+    """
     boxes_xyxy = tf.cast(boxes_xyxy, tf.float32)
     height, width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
     limit = _per_box(boxes_xyxy, tf.stack([width, height, width, height], axis=-1))
@@ -64,10 +68,11 @@ def clip(boxes_xyxy, height=1.0, width=1.0):
 
 
 def letterbox_geometry(height, width, size):
-    """(new_height, new_width, top, left), int32: where a picture lands in a square network input of side `size`.
+    """(new_height, new_width, top, left), int32: where a picture lands in a square of side `size`.
 
-    The longer side fills the square, the shorter keeps the ratio and is centred, both rounded down to whole pixels
-    (Darknet, letterbox_image); unlike Darknet a side is at least 1 pixel. height, width: ints or integer tensors [...].
+    The longer side fills the square, the shorter keeps the ratio and is centred, both rounded down to whole
+    pixels (Darknet, letterbox_image); unlike Darknet a side is at least 1 pixel. height, width: ints or
+    integer tensors [...].
     """
     height, width = tf.cast(height, tf.int32), tf.cast(width, tf.int32)
     size = tf.cast(size, tf.int32)
@@ -99,15 +104,16 @@ def letterbox_boxes(boxes_xyxy, height, width, size):
     """
     boxes_xyxy = tf.cast(boxes_xyxy, tf.float32)
     scale, shift = _letterbox_transform(height, width, size)
-    return (boxes_xyxy * _per_box(boxes_xyxy, scale) + _per_box(boxes_xyxy, shift)) / tf.cast(size, tf.float32)
+    pixels = boxes_xyxy * _per_box(boxes_xyxy, scale) + _per_box(boxes_xyxy, shift)
+    return pixels / tf.cast(size, tf.float32)
 
 
 def unletterbox_boxes(boxes_xyxy, height, width, size):
     """Boxes [..., N, 4] in fractions of a letterboxed network input as pixels of the picture, clipped to it.
 
-    height, width: of the picture, scalars or [...] with the boxes' leading axes. Takes the whole pixels where the
-    picture really lies; Darknet's correct_yolo_boxes takes (size - new_size) / 2. and is half a pixel off when that
-    is not a whole number.
+    height, width: of the picture, scalars or [...] with the boxes' leading axes. Takes the whole pixels where
+    the picture really lies; Darknet's correct_yolo_boxes takes (size - new_size) / 2. and is half a pixel off
+    when that is not a whole number.
     """
     boxes_xyxy = tf.cast(boxes_xyxy, tf.float32)
     scale, shift = _letterbox_transform(height, width, size)

@@ -13,11 +13,11 @@ PREFIX = 5 * BLOCK  # candidates sorted at first, since they mostly fill the det
 
 def nms(boxes_xyxy, scores, *, score_threshold, iou_threshold, max_detections, class_agnostic=False,
         candidates=None, candidates_per_class=None):
-    """Greedy suppression of every picture: the best candidate is kept, then the best of those that it leaves, ...
+    """Greedy suppression of every picture: the best candidate is kept, then the best that it leaves, ...
 
-    A candidate is a pair (box, class) with score > score_threshold, so one box may be kept for several classes. It is
-    dropped when its IoU with a kept candidate of the same class is > iou_threshold. A score that is NaN and a box
-    with a coordinate that is not finite are never kept.
+    A candidate is a pair (box, class) with score > score_threshold, so one box may be kept for several
+    classes. It is dropped when its IoU with a kept candidate of the same class is > iou_threshold. A score
+    that is NaN and a box with a coordinate that is not finite are never kept.
 
     boxes_xyxy: [B, N, 4], any unit. scores: [B, N, C]. B and N may be unknown, and 0.
     class_agnostic: a box stands only for its best class, and suppresses boxes of every class.
@@ -25,8 +25,8 @@ def nms(boxes_xyxy, scores, *, score_threshold, iou_threshold, max_detections, c
     candidates_per_class: of each class only so many best candidates are looked at (SSD: 400); None for all.
 
     Returns {"boxes": [B, M, 4], "scores": [B, M], "classes": [B, M] int32, "num": [B] int32} with
-    M = max_detections: best score first, of equal scores the lower (box, class) index first; the unused rest is
-    boxes 0, scores 0, classes -1. Raises ValueError for candidates_per_class together with class_agnostic.
+    M = max_detections: best score first, of equal scores the lower (box, class) index first; the unused rest
+    is boxes 0, scores 0, classes -1. Raises ValueError for candidates_per_class together with class_agnostic.
     """
     if class_agnostic and candidates_per_class is not None:
         raise ValueError("candidates_per_class has no meaning with class_agnostic=True; use candidates")
@@ -46,7 +46,8 @@ def nms(boxes_xyxy, scores, *, score_threshold, iou_threshold, max_detections, c
         mine = score[first:last]
         limit = tf.size(mine) if candidates is None else tf.minimum(tf.size(mine), candidates)
 
-        def best(k):  # top_k puts the lower index first among equals, so that a longer list continues a shorter
+        def best(k):
+            # top_k puts the lower index first among equals, so that a longer list continues a shorter.
             return first + tf.math.top_k(mine, k).indices
 
         kept = _suppress(best, limit, corners, box, group, iou_threshold, max_detections)
@@ -55,7 +56,8 @@ def nms(boxes_xyxy, scores, *, score_threshold, iou_threshold, max_detections, c
     if scores.shape[0] == 1:  # a loop over pictures costs a tenth of the whole
         kept = one_picture(0, tf.size(box))[tf.newaxis]  # [B, M]
     else:
-        borders = tf.searchsorted(box, tf.range(batch + 1) * num_boxes)  # picture i has candidates borders[i]:[i + 1]
+        # picture i has candidates borders[i]:[i + 1]
+        borders = tf.searchsorted(box, tf.range(batch + 1) * num_boxes)
         kept = tf.map_fn(lambda border: one_picture(*border), (borders[:-1], borders[1:]),
                          fn_output_signature=tf.TensorSpec([max_detections], tf.int32))
     place = tf.where(kept >= 0)  # [sum of num, (picture, rank)]
@@ -96,7 +98,8 @@ def _best_of_each_class(scores, score_threshold, per_class):
     """The same of only the `per_class` best boxes of each picture and class."""
     _, num_boxes, num_classes = tf.unstack(tf.shape(scores, out_type=tf.int64))
     flat = tf.reshape(scores, [-1])
-    scores = tf.transpose(tf.where(scores > score_threshold, scores, -float("inf")), [0, 2, 1])  # [B, C, N], no NaN
+    scores = tf.where(scores > score_threshold, scores, -float("inf"))  # no NaN
+    scores = tf.transpose(scores, [0, 2, 1])  # [B, C, N]
     best = tf.math.top_k(scores, tf.minimum(per_class, tf.cast(num_boxes, tf.int32)))
     where = tf.where(best.values > score_threshold)  # [K, (picture, class, rank)]
     box = where[:, 0] * num_boxes + tf.cast(tf.gather_nd(best.indices, where), tf.int64)
@@ -107,9 +110,9 @@ def _best_of_each_class(scores, score_threshold, per_class):
 def _suppress(best, limit, corners, box, group, iou_threshold, max_detections):
     """Indices [<= M] int32 of the candidates kept, best first, out of best(limit); best(k) are the k best.
 
-    Blocks of candidates, best first, are decided at once: keep <- finite and not overlapped by a kept one of the same
-    group and better rank, repeated until it stands still. By induction over the rank the i-th candidate is final
-    after i rounds, so what stands still is the greedy result; a few rounds do.
+    Blocks of candidates, best first, are decided at once: keep <- finite and not overlapped by a kept one of
+    the same group and better rank, repeated until it stands still. By induction over the rank the i-th
+    candidate is final after i rounds, so what stands still is the greedy result; a few rounds do.
     """
     def unfinished(order, start, kept):
         return (start < limit) & (tf.size(kept) < max_detections)
@@ -121,7 +124,8 @@ def _suppress(best, limit, corners, box, group, iou_threshold, max_detections):
         pool_corners, pool_group = tf.gather(corners, tf.gather(box, pool)), tf.gather(group, pool)
         rank = tf.range(tf.size(pool))
         # Few candidates share a group, so the IoU is taken of pairs and not of everything with everything.
-        rivals = (pool_group[:, tf.newaxis] == pool_group[num_kept:]) & (rank[:, tf.newaxis] < rank[num_kept:])
+        rivals = pool_group[:, tf.newaxis] == pool_group[num_kept:]  # [pool, block]
+        rivals &= rank[:, tf.newaxis] < rank[num_kept:]
         better, worse = tf.unstack(tf.where(rivals), axis=1)
         worse += tf.cast(num_kept, tf.int64)
         overlap = boxes.iou_paired(tf.gather(pool_corners, better), tf.gather(pool_corners, worse))
@@ -133,7 +137,8 @@ def _suppress(best, limit, corners, box, group, iou_threshold, max_detections):
             beaten = tf.math.unsorted_segment_sum(tf.gather(keep, better), worse, tf.size(pool))
             return keep, tf.nn.relu(finite - beaten)
 
-        _, keep = tf.while_loop(lambda before, keep: tf.reduce_any(before != keep), settle, settle(finite, finite),
+        _, keep = tf.while_loop(lambda before, keep: tf.reduce_any(before != keep), settle,
+                                settle(finite, finite),
                                 shape_invariants=(tf.TensorShape([None]),) * 2)
         return order, start + BLOCK, tf.gather(pool, tf.where(keep > 0.0)[:, 0])[:max_detections]
 

@@ -26,7 +26,7 @@ class Detections(NamedTuple):
 
 
 class Truths(NamedTuple):
-    """What is there. A flag or area that is left out means: nothing difficult, no crowd, the area of the box."""
+    """What is there. A flag or area that is left out means: nothing difficult, no crowd, the box's area."""
 
     image: np.ndarray  # [G] int
     label: np.ndarray  # [G] int in 0..C-1
@@ -37,18 +37,19 @@ class Truths(NamedTuple):
 
 
 def voc(detections, truths, num_classes, iou_threshold=0.5, style="area", inclusive_pixels=True):
-    """Average precision by the VOC devkit (VOCevaldet.m): {"ap": [C], "map", "precision": [C][D_c], "recall"}.
+    """Average precision by the VOC devkit (VOCevaldet.m): {"ap", "map", "precision", "recall"}.
 
-    Detections are taken best score first. Each claims the truth of its image and class that it overlaps most; when
-    the IoU is >= iou_threshold it is a true positive if the truth is still free, else a false positive. A truth that
-    is difficult (or crowd, which VOC does not have) is no positive, and a detection that claims it does not count.
+    Detections are taken best score first. Each claims the truth of its image and class that it overlaps most;
+    when the IoU is >= iou_threshold it is a true positive if the truth is still free, else a false positive.
+    A truth that is difficult (or crowd, which VOC does not have) is no positive, and a detection that claims
+    it does not count.
 
     style: "area" under the interpolated curve (VOC 2010 and later) or "11-point" (VOC 2007).
-    inclusive_pixels: the devkit's boxes name the last pixel inside, so its widths are right - left + 1. True for
-        boxes in that convention; False for boxes whose right and bottom are edges, width right - left.
+    inclusive_pixels: the devkit's boxes name the last pixel inside, so its widths are right - left + 1. True
+        for boxes in that convention; False for boxes whose right and bottom are edges, width right - left.
 
-    ap is nan for a class without positives, map the mean of the others (nan if none). precision and recall are
-    curves after each detection of a class, best first.
+    ap [C] is nan for a class without positives, map the mean of the others (nan if none). precision and
+    recall are lists of C curves: after each detection of the class, best first.
     """
     if style not in ("area", "11-point"):
         raise ValueError(f'style must be "area" or "11-point", not {style!r}')
@@ -94,15 +95,16 @@ def _voc_ap(hits, precision, positives, style):
 def coco(detections, truths, num_classes, max_detections=(1, 10, 100)):
     """The twelve COCO figures and "per_class" [C] (the AP of each class), equal to pycocotools for boxes.
 
-    Keys "AP" (mean over IoU .5:.05:.95), "AP50", "AP75", "APs", "APm", "APl" at the last of max_detections (per image
-    and class), "AR1", "AR10", "AR100" (named after max_detections), "ARs", "ARm", "ARl". nan stands where nothing
-    can be measured, pycocotools' -1.
+    Keys "AP" (mean over IoU .5:.05:.95), "AP50", "AP75", "APs", "APm", "APl" at the last of max_detections
+    (per image and class), "AR1", "AR10", "AR100" (named after max_detections), "ARs", "ARm", "ARl". nan
+    stands where nothing can be measured, pycocotools' -1.
 
-    For each IoU threshold and area range, best score first, a detection takes the free truth with the highest IoU
-    (the later of equals); only where there is none, an ignored truth, and then it does not count. Ignored are crowds
-    (overlap = intersection / area of the detection; they match any number of times) and truths outside of the area
-    range. VOC's difficult objects, which COCO does not know, are ignored like those outside of the area range: a
-    difficult object excuses one detection. A detection without a match does not count if its own area is outside.
+    For each IoU threshold and area range, best score first, a detection takes the free truth with the highest
+    IoU (the later of equals); only where there is none, an ignored truth, and then it does not count. Ignored
+    are crowds (overlap = intersection / area of the detection; they match any number of times) and truths
+    outside of the area range. VOC's difficult objects, which COCO does not know, are ignored like those
+    outside of the area range: a difficult object excuses one detection. A detection without a match does not
+    count if its own area is outside.
     """
     detections, truths = _checked(detections, truths, num_classes)
     detections, group, rank = _by_group(detections, truths, max_detections[-1])
@@ -113,7 +115,7 @@ def coco(detections, truths, num_classes, max_detections=(1, 10, 100)):
     pairs = _pairs(detections, truths, group, truth_group, COCO_IOUS[0], is_crowd=truths.is_crowd)
     paired, matched, excused = _match(*pairs, group, ignored, truths.is_crowd)  # [D'], [D', A, T], [D', A, T]
 
-    # Of equal scores the lower image comes first, as in pycocotools; from here on all is sorted by (class, score).
+    # Of equal scores the lower image comes first, as in pycocotools; from here on all is by (class, score).
     order = np.lexsort((-detections.score, detections.label))
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
@@ -135,7 +137,7 @@ def coco(detections, truths, num_classes, max_detections=(1, 10, 100)):
         positives = (~ignored[truth_border[label]:truth_border[label + 1]]).sum(0)  # [A]
         mine = slice(pair_border[label], pair_border[label + 1])
         start, stop = det_border[label], det_border[label + 1]
-        # Detections that count up to each paired one: all inside the area range, corrected by what matching changed.
+        # Detections that count up to each paired one: all inside the area range, and what matching changed.
         seen = np.cumsum(inside[start:stop], axis=0)[place[mine] - start][:, :, np.newaxis]
         seen = seen + np.cumsum(correction[mine], axis=0)  # [D', A, T]
         hit = true_positive[mine]
@@ -157,7 +159,7 @@ def coco(detections, truths, num_classes, max_detections=(1, 10, 100)):
 
 
 def _coco_ap(seen, positives):
-    """Mean over the recall thresholds of the best precision at that recall or more; seen: detections at each hit."""
+    """Mean over the recall thresholds of the best precision from there on; seen: detections at each hit."""
     hits = np.arange(1, len(seen) + 1)
     envelope = np.append(np.maximum.accumulate((hits / seen)[::-1])[::-1], 0.0)
     return envelope[np.searchsorted(hits / positives, COCO_RECALLS)].mean()
@@ -166,8 +168,8 @@ def _coco_ap(seen, positives):
 def _match(pair_det, pair_truth, pair_iou, group, ignored, is_crowd):
     """COCO's greedy matching, for every area range and IoU threshold at once.
 
-    Returns the detections with any pair, ascending [D'], whether each found a truth [D', A, T], and whether that
-    truth is an ignored one [D', A, T]. Round i decides the i-th best detection of every group.
+    Returns the detections with any pair, ascending [D'], whether each found a truth [D', A, T], and whether
+    that truth is an ignored one [D', A, T]. Round i decides the i-th best detection of every group.
     """
     choice = np.lexsort((pair_truth, pair_iou, pair_det))  # in a detection, the later the better
     pair_det, pair_truth, pair_iou = pair_det[choice], pair_truth[choice], pair_iou[choice]
@@ -199,9 +201,10 @@ def _match(pair_det, pair_truth, pair_iou, group, ignored, is_crowd):
 
 
 def _pairs(detections, truths, group, truth_group, min_iou, is_crowd=None, extra=0.0):
-    """(detection, truth, IoU), each [P], of every detection with every truth of its group where IoU >= min_iou.
+    """(detection, truth, IoU), each [P], of every detection with every truth of its group, IoU >= min_iou.
 
-    extra: added to widths and heights. is_crowd [G]: truths where the overlap is intersection / detection's area.
+    extra: added to widths and heights. is_crowd [G]: truths where the overlap is intersection / detection's
+    area.
     """
     by_group = np.argsort(truth_group, kind="stable")
     first = np.searchsorted(truth_group[by_group], group, side="left")
@@ -228,7 +231,7 @@ def _pairs(detections, truths, group, truth_group, min_iou, is_crowd=None, extra
 
 
 def _by_group(detections, truths, limit):
-    """Detections sorted by (class, image, best score) without those past `limit` in a group; group [D]; rank in it."""
+    """Detections by (class, image, best score), the first `limit` of each group; group [D]; rank in it."""
     order = np.lexsort((-detections.score, detections.image, detections.label))
     detections = Detections(*(field[order] for field in detections))
     group, _ = _groups(detections, truths)
@@ -266,10 +269,12 @@ def _checked(detections, truths, num_classes):
         np.asarray(truths.image, np.int64), np.asarray(truths.label, np.int64), boxes,
         no if truths.difficult is None else np.asarray(truths.difficult, bool),
         no if truths.is_crowd is None else np.asarray(truths.is_crowd, bool),
-        np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) if truths.area is None else np.asarray(truths.area, np.float64))
+        np.asarray(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) if truths.area is None else truths.area,
+                   np.float64))
     detections = Detections(
         np.asarray(detections.image, np.int64), np.asarray(detections.label, np.int64),
-        np.asarray(detections.score, np.float64), np.asarray(detections.boxes_xyxy, np.float64).reshape(-1, 4))
+        np.asarray(detections.score, np.float64), np.asarray(detections.boxes_xyxy, np.float64).reshape(-1,
+                                                                                                        4))
     for name, flat in (("detections", detections), ("truths", truths)):
         lengths = {field: len(values) for field, values in zip(flat._fields, flat)}
         if len(set(lengths.values())) != 1:

@@ -1,4 +1,4 @@
-"""Average precision against numbers by hand, pycocotools, another package, and the devkit's rules written slowly."""
+"""Average precision against numbers by hand, pycocotools, another package, and the devkit's rules."""
 
 import contextlib
 import io
@@ -16,17 +16,19 @@ from common.metrics.average_precision import Detections, Truths, coco, voc
 COCO_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
-def random_set(seed, images=40, num_classes=5, truths_per_image=6, detections_per_image=25, crowd=0.1, difficult=0.2,
-               levels=20):
+def random_set(seed, images=40, num_classes=5, truths_per_image=6, detections_per_image=25, crowd=0.1,
+               difficult=0.2, levels=20):
     """Boxes on whole pixels, so that IoUs meet thresholds exactly; `levels` distinct scores make ties."""
     rng = np.random.default_rng(seed)
     G, D = images * truths_per_image, images * detections_per_image
 
     def boxes(n):
         corner = rng.integers(0, 200, (n, 2))
-        return np.concatenate([corner, corner + rng.choice([4, 16, 20, 32, 60, 96, 150], (n, 2))], 1).astype(float)
+        size = rng.choice([4, 16, 20, 32, 60, 96, 150], (n, 2))
+        return np.concatenate([corner, corner + size], axis=1).astype(float)
 
-    image, label, truth_boxes = rng.integers(0, images, G) * 3 + 7, rng.integers(0, num_classes - 1, G), boxes(G)
+    image, label = rng.integers(0, images, G) * 3 + 7, rng.integers(0, num_classes - 1, G)
+    truth_boxes = boxes(G)
     truths = Truths(image, label, truth_boxes, rng.uniform(size=G) < difficult, rng.uniform(size=G) < crowd,
                     np.round(np.prod(truth_boxes[:, 2:] - truth_boxes[:, :2], 1) * rng.choice([0.5, 1.0], G)))
     near = rng.integers(0, G, D)  # a quarter falls anywhere, the rest around truths
@@ -77,7 +79,8 @@ def pycocotools(detections, truths, num_classes):
     {"seed": 0},
     {"seed": 1, "levels": None, "crowd": 0.0},
     {"seed": 2, "levels": 2, "images": 15, "crowd": 0.4},
-    {"seed": 3, "images": 3, "truths_per_image": 20, "detections_per_image": 500, "num_classes": 2},  # over 100 each
+    # Over 100 detections of a class in an image.
+    {"seed": 3, "images": 3, "truths_per_image": 20, "detections_per_image": 500, "num_classes": 2},
     {"seed": 4, "images": 60, "truths_per_image": 1, "detections_per_image": 1, "num_classes": 30},
 ], ids=str)
 def test_coco_equals_pycocotools(options, monkeypatch):
@@ -98,7 +101,8 @@ def test_coco_by_hand():
     found = coco(detections, truths, 2)
     # One hit of two at precision 1 covers recalls 0 to .50, 51 of 101; the second comes at 2/3 up to IoU 0.8.
     one, both = 51 / 101, (51 + 50 * 2 / 3) / 101
-    np.testing.assert_allclose([found["AP50"], found["AP75"], found["AP"]], [both, both, 0.7 * both + 0.3 * one])
+    np.testing.assert_allclose([found["AP50"], found["AP75"], found["AP"]],
+                               [both, both, 0.7 * both + 0.3 * one])
     np.testing.assert_allclose([found["AR1"], found["AR10"], found["ARl"]], [0.5, 0.85, 0.85])
     assert np.isnan([found["APs"], found["ARm"], found["per_class"][1]]).all()
 
@@ -112,7 +116,8 @@ def test_difficult_in_coco_is_an_ignored_truth_that_excuses_one_detection():
     # pycocotools' own way to ignore such a truth, an area that no range holds, gives the same.
     detections, truths = random_set(5, crowd=0.1, difficult=0.3)
     stats, _ = pycocotools(detections, truths._replace(area=np.where(truths.difficult, 1e11, truths.area)), 5)
-    np.testing.assert_allclose([coco(detections, truths, 5)[key] for key in COCO_KEYS], stats, rtol=0, atol=1e-9)
+    np.testing.assert_allclose([coco(detections, truths, 5)[key] for key in COCO_KEYS], stats, rtol=0,
+                               atol=1e-9)
 
 
 def devkit(detections, truths, num_classes, iou_threshold, style, inclusive_pixels):
@@ -135,7 +140,8 @@ def devkit(detections, truths, num_classes, iou_threshold, style, inclusive_pixe
                 height = min(a[3], b[3]) - max(a[1], b[1]) + extra
                 if width > 0 and height > 0:
                     both = width * height
-                    union = sum((box[2] - box[0] + extra) * (box[3] - box[1] + extra) for box in (a, b)) - both
+                    union = sum((box[2] - box[0] + extra) * (box[3] - box[1] + extra)
+                                for box in (a, b)) - both
                     if both / union > best:
                         best, chosen = both / union, j
             if best < iou_threshold:
@@ -154,7 +160,8 @@ def devkit(detections, truths, num_classes, iou_threshold, style, inclusive_pixe
             true, false = true + (one == "true"), false + (one == "false")
             curve.append((true, true / (true + false) if true + false else 0))
         if style == "11-point":
-            aps.append(sum(max([p for t, p in curve if 10 * t >= i * positives], default=0) for i in range(11)) / 11)
+            aps.append(sum(max([p for t, p in curve if 10 * t >= i * positives], default=0)
+                           for i in range(11)) / 11)
         else:
             aps.append(sum(max(p for t, p in curve if t >= i) for i in range(1, true + 1)) / positives)
     return aps, hits
@@ -179,25 +186,28 @@ def test_voc_equals_the_devkit(style, inclusive_pixels, seed, iou_threshold, lev
 @pytest.mark.parametrize("style", ["area", "11-point"])
 def test_voc_equals_the_other_package(style):
     for some_difficult in (False, True):
-        # A tie in score or IoU and an IoU of exactly 0.5 are decided otherwise there: so none of them. It mixes up the
-        # difficult flags of several truths of one class in one image: so they are all alike.
+        # A tie in score or IoU and an IoU of exactly 0.5 are decided otherwise there: so none of them. It
+        # mixes up the difficult flags of several truths of one class in one image: so they are all alike.
         detections, truths = random_set(6, images=30, crowd=0.0, levels=None)
         rng = np.random.default_rng(0)
-        detections, truths = (flat._replace(boxes_xyxy=flat.boxes_xyxy + rng.uniform(0, 0.1, flat.boxes_xyxy.shape))
+        detections, truths = (flat._replace(boxes_xyxy=flat.boxes_xyxy
+                                            + rng.uniform(0, 0.1, flat.boxes_xyxy.shape))
                               for flat in (detections, truths))
         truths = truths._replace(difficult=((truths.image + truths.label) % 5 == 0) & some_difficult)
         oracle = MetricBuilder.build_evaluation_metric("map_2d", async_mode=False, num_classes=5)
         for image in np.unique(truths.image):
             mine, real = detections.image == image, truths.image == image
             oracle.add(np.column_stack([detections.boxes_xyxy, detections.label, detections.score])[mine],
-                       np.column_stack([truths.boxes_xyxy, truths.label, truths.difficult, truths.is_crowd])[real])
+                       np.column_stack([truths.boxes_xyxy, truths.label, truths.difficult,
+                                        truths.is_crowd])[real])
         recalls = np.arange(11) / 10 if style == "11-point" else None
         theirs = oracle.value(iou_thresholds=0.5, recall_thresholds=recalls)[0.5]
         with_truths = np.isin(detections.image, truths.image)
         ours = voc(Detections(*(field[with_truths] for field in detections)), truths, 5, style=style)
         for label in range(4):
             np.testing.assert_allclose(ours["precision"][label], theirs[label]["precision"], atol=1e-12)
-            # It counts difficult objects as positives, which the devkit does not; so recalls differ by that share.
+            # It counts difficult objects as positives, which the devkit does not; so recalls differ by that
+            # share.
             share = (~truths.difficult[truths.label == label]).mean()
             np.testing.assert_allclose(ours["recall"][label] * share, theirs[label]["recall"], atol=1e-12)
             if not some_difficult:
@@ -237,7 +247,8 @@ def test_what_cannot_be_meant_is_refused():
         "labels of detections must lie in 0..3, not 4": (detections, truths, 4),
         "all fields of detections must have one length": (detections._replace(score=[0.5]), truths, 5),
         "scores must be numbers": (detections._replace(score=detections.score * np.nan), truths, 5),
-        "boxes of truths must be finite": (detections, truths._replace(boxes_xyxy=truths.boxes_xyxy + np.inf), 5),
+        "boxes of truths must be finite": (
+            detections, truths._replace(boxes_xyxy=truths.boxes_xyxy + np.inf), 5),
     }
     for metric in (voc, coco):
         for message, arguments in bad.items():

@@ -1,4 +1,4 @@
-"""Boxes against numbers worked out by hand, a NumPy twin and Keras; the letterbox against a painted picture."""
+"""Boxes against numbers worked out by hand, a NumPy twin and Keras; the letterbox a painted picture."""
 
 import keras
 import numpy as np
@@ -27,7 +27,8 @@ def test_forms():
 
 
 def test_area():
-    np.testing.assert_array_equal(boxes.area([[1, 2, 4, 4], [1, 2, 1, 4], [3, 3, 1, 1], [3, 3, 4, 1]]), [6, 0, 0, 0])
+    np.testing.assert_array_equal(boxes.area([[1, 2, 4, 4], [1, 2, 1, 4], [3, 3, 1, 1], [3, 3, 4, 1]]),
+                                  [6, 0, 0, 0])
 
 
 def test_iou_by_hand():
@@ -47,12 +48,15 @@ def test_iou_against_keras_and_the_twin():
         x, y = a[i, n].astype(float), b[i, m].astype(float)
         overlap = max(min(x[2], y[2]) - max(x[0], y[0]), 0) * max(min(x[3], y[3]) - max(x[1], y[1]), 0)
         union = (x[2] - x[0]) * (x[3] - x[1]) + (y[2] - y[0]) * (y[3] - y[1]) - overlap
-        assert found[i, n, m] == pytest.approx(overlap / union if union else 0, abs=2e-6)  # float32 on areas to 2
+        # float32 on areas up to 2
+        assert found[i, n, m] == pytest.approx(overlap / union if union else 0, abs=2e-6)
     # Keras adds 1e-7 to the union, which shows in small boxes; in pixels it does not.
     oracle = keras.utils.bounding_boxes.compute_iou(a * 400, b * 400, bounding_box_format="xyxy")
     np.testing.assert_allclose(found, oracle, atol=2e-6)
-    np.testing.assert_array_equal(boxes.iou_paired(a, b[:, :40]), np.diagonal(found[:, :, :40], axis1=1, axis2=2))
-    np.testing.assert_array_equal(boxes.iou(a[:, None], b[0]).numpy()[1, 0], boxes.iou(a[1], b[0]))  # broadcasts
+    np.testing.assert_array_equal(boxes.iou_paired(a, b[:, :40]),
+                                  np.diagonal(found[:, :, :40], axis1=1, axis2=2))
+    # Leading axes broadcast.
+    np.testing.assert_array_equal(boxes.iou(a[:, None], b[0]).numpy()[1, 0], boxes.iou(a[1], b[0]))
 
 
 def test_shape_iou_is_the_iou_of_centred_boxes():
@@ -125,7 +129,8 @@ def test_letterbox_and_back():
     pixels = boxes.unletterbox_boxes(inside, height, width, 416).numpy()
     size = np.stack([width, height, width, height], axis=-1)[:, np.newaxis]
     shown = np.stack(boxes.letterbox_geometry(height, width, 416)[:2])[[1, 0, 1, 0]].T[:, np.newaxis]
-    # A float32 fraction of the input is good to 6e-8, a few roundings; shown in few pixels, the picture magnifies them.
+    # A float32 fraction of the input is good to 6e-8, a few roundings; shown in few pixels, the picture
+    # magnifies them.
     assert (np.abs(pixels / size - fractions) < 4 * 6e-8 * 416 / shown).all()
     np.testing.assert_array_equal(boxes.unletterbox_boxes(inside[1], 500, 375, 416), pixels[1])
     outside = boxes.unletterbox_boxes([[-1.0, -1.0, 2.0, 2.0]], 333, 500, 416)

@@ -1,4 +1,4 @@
-"""Suppression against the greedy algorithm written out slowly, against TensorFlow's and Keras's, and served."""
+"""Suppression against the greedy algorithm written out slowly, TensorFlow's and Keras's, and served."""
 
 import functools
 
@@ -17,13 +17,14 @@ def iou_twin(box, others):
     width = np.maximum(np.minimum(box[2], others[:, 2]) - np.maximum(box[0], others[:, 0]), np.float32(0))
     height = np.maximum(np.minimum(box[3], others[:, 3]) - np.maximum(box[1], others[:, 1]), np.float32(0))
     intersection = width * height
-    areas = [np.maximum(b[..., 2] - b[..., 0], 0) * np.maximum(b[..., 3] - b[..., 1], 0) for b in (box, others)]
+    areas = [np.maximum(b[..., 2] - b[..., 0], 0) * np.maximum(b[..., 3] - b[..., 1], 0)
+             for b in (box, others)]
     union = areas[0] + areas[1] - intersection
     return np.where(union > 0, intersection / np.where(union > 0, union, 1), 0)
 
 
-def greedy(boxes, scores, score_threshold, iou_threshold, max_detections, class_agnostic=False, candidates=None,
-           candidates_per_class=None):
+def greedy(boxes, scores, score_threshold, iou_threshold, max_detections, class_agnostic=False,
+           candidates=None, candidates_per_class=None):
     """One picture, one candidate after the other: [(box index, class, score)]."""
     pairs = [(b, c) for b, c in np.argwhere(scores > score_threshold)]
     if class_agnostic:
@@ -70,7 +71,8 @@ def check(boxes, scores, batch=None, **arguments):
         assert found["num"][i] == n
         np.testing.assert_array_equal(found["classes"][i, :n], [c for _, c, _ in kept])
         np.testing.assert_array_equal(found["scores"][i, :n], [s for _, _, s in kept])
-        np.testing.assert_array_equal(found["boxes"][i, :n], picture_boxes[[b for b, _, _ in kept]].reshape(-1, 4))
+        np.testing.assert_array_equal(found["boxes"][i, :n],
+                                      picture_boxes[[b for b, _, _ in kept]].reshape(-1, 4))
         assert (found["classes"][i, n:] == -1).all()
         assert not found["scores"][i, n:].any() and not found["boxes"][i, n:].any()
     return found
@@ -106,7 +108,7 @@ def test_equals_the_greedy_algorithm(arguments):
 
 
 def test_a_chain_of_overlaps_and_the_sizes_of_block_and_prefix(monkeypatch):
-    # Each box overlaps only its neighbours: every second one stays, and deciding takes as many rounds as boxes.
+    # Each box overlaps only its neighbours: every second one stays, and deciding takes as many rounds.
     left = np.arange(700, dtype=np.float32)
     boxes = np.stack([left, 0 * left, left + 2, 0 * left + 1], axis=-1)[None]
     scores = np.linspace(1, 0.5, 700, dtype=np.float32)[None, :, None]
@@ -144,7 +146,8 @@ def test_edges():
             check(np.zeros([batch, num_boxes, 4], np.float32), np.zeros([batch, num_boxes, 2], np.float32),
                   **arguments | options)
     with pytest.raises(ValueError, match="candidates_per_class"):
-        nms(np.zeros([1, 1, 4]), np.zeros([1, 1, 1]), class_agnostic=True, candidates_per_class=3, **arguments)
+        nms(np.zeros([1, 1, 4]), np.zeros([1, 1, 1]), class_agnostic=True, candidates_per_class=3,
+            **arguments)
 
 
 def to_yxyx(boxes):
@@ -155,7 +158,8 @@ def to_yxyx(boxes):
 def test_the_size_of_yolov3(score_threshold):
     boxes, _ = crowded(1, 10647, 80, 3)
     rng = np.random.default_rng(4)
-    scores = (rng.uniform(size=(1, 10647, 1)) ** 8 * rng.uniform(size=(1, 10647, 80)) ** 20).astype(np.float32)
+    scores = rng.uniform(size=(1, 10647, 1)) ** 8 * rng.uniform(size=(1, 10647, 80)) ** 20
+    scores = scores.astype(np.float32)
     arguments = {"score_threshold": score_threshold, "iou_threshold": 0.45, "max_detections": 100}
     found = check(boxes, scores, batch=1, **arguments)  # the batch that needs no loop over pictures
     check(boxes, scores, **arguments)
