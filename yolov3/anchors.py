@@ -1,7 +1,8 @@
 """Anchors of a data set: k-means over the sizes of its boxes, and what given anchors can reach.
 
-Article, "Preprocessing": the anchors come from k-means over the whole data set. YOLO9000, sec. 2: the distance
-of a box to a centroid is 1 - IoU of the two on a common centre, so that large boxes do not weigh more.
+Article, "Preprocessing": the anchors come from k-means over the whole data set. YOLO9000, sec. 2: the
+distance of a box to a centroid is 1 - IoU of the two on a common centre, so that large boxes do not weigh
+more.
 
 Sizes are (w, h) in pixels of the network input, after the letterbox. NumPy throughout.
 N boxes, A anchors per scale, K anchors of all scales.
@@ -15,11 +16,11 @@ MAX_SIZES = 50_000  # more boxes than that move the centroids by less than a pix
 def kmeans(sizes, num_scales=3, num_anchors=3, *, seed=0, restarts=10, iterations=100):
     """Anchors [num_scales, num_anchors, 2] that overlap `sizes` [N, 2] best, by area from small to large.
 
-    Lloyd's algorithm with the distance 1 - IoU. Each start draws its centroids far from each other (k-means++).
-    A centroid moves to the median sides of its cluster, which overlap it better than the mean ones; a cluster
-    that loses all boxes starts again at the box that is worst off. Neither need raise the mean IoU, so the best
-    centroids on the way win. Of more than 50,000 boxes so many are drawn. The same seed gives the same anchors.
-    Raises ValueError with fewer than K different sizes above zero.
+    Lloyd's algorithm with the distance 1 - IoU. Each start draws its centroids far from each other
+    (k-means++). A centroid moves to the median sides of its cluster, which overlapped it better than the mean
+    ones in trials; a cluster that loses all boxes starts again at the box that is worst off. Neither need
+    raise the mean IoU, so the best centroids on the way win. Of more than 50,000 boxes so many are drawn. The
+    same seed gives the same anchors. Raises ValueError with fewer than K different sizes above zero.
     """
     sizes = np.asarray(sizes, np.float64)
     sizes = sizes[(sizes > 0).all(axis=1)]
@@ -82,8 +83,8 @@ def letterboxed_sizes(boxes_xyxy, height, width, image_size):
 def collisions(boxes_per_image, anchors, image_size, strides):
     """How many truth boxes lose their cell and anchor to another of their picture: YOLO can learn only one.
 
-    boxes_per_image: arrays [N, 4], xyxy in fractions of the network input; anchors [scales, A, 2] in its pixels;
-    strides: of the scales. A place with three boxes counts two. Boxes without area are no truths.
+    boxes_per_image: arrays [N, 4], xyxy in fractions of the network input; anchors [scales, A, 2] in its
+    pixels; strides: of the scales. A place with three boxes counts two. Boxes without area are no truths.
     """
     anchors = np.asarray(anchors, np.float64)
     strides, num_anchors, lost = np.asarray(strides), anchors.shape[1], 0
@@ -112,7 +113,10 @@ def _spread_start(sizes, count, rng):
 
 
 def _move(sizes, centroids, nearest, iou):
-    """The medians of the clusters; an empty one goes to the box with the least IoU that no other has taken."""
+    """The medians of the clusters; an empty one goes to the box with the least IoU that is not taken yet."""
     worst = iter(np.argsort(iou, kind="stable"))
-    clusters = [sizes[nearest == i] for i in range(len(centroids))]
-    return np.stack([np.median(cluster, axis=0) if len(cluster) else sizes[next(worst)] for cluster in clusters])
+    moved = []
+    for i in range(len(centroids)):
+        cluster = sizes[nearest == i]
+        moved.append(np.median(cluster, axis=0) if len(cluster) else sizes[next(worst)])
+    return np.stack(moved)

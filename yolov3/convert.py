@@ -52,7 +52,7 @@ def read_darknet(path):
         raise UserError(f"A Darknet weight file must be at {path}; there is none.")
     data = path.read_bytes()
     if len(data) < 16:
-        raise UserError(f"{path} has {len(data)} bytes; the header alone of a Darknet weight file has 16 or 20.")
+        raise UserError(f"{path} has {len(data)} bytes; the header alone of a weight file has 16 or 20.")
     header = Header(*struct.unpack("<iii", data[:12]))
     if header.major != 0 or not 0 <= header.minor <= 2:
         raise UserError(f"{path} must be a Darknet weight file of version 0.0 to 0.2; it claims version "
@@ -148,7 +148,7 @@ def load_run(model, folder, *, transfer="all"):
     """Sets weights of `model` to those of another run.
 
     transfer: "all", "all_but_classes" (all but the last convolution of each head) or "backbone". Raises
-    UserError, and leaves the model as it was, if the folder is no run or its network has other layers or shapes.
+    UserError, and leaves the model as it was, if the folder is no run or its network has other shapes.
     """
     source, _ = read_run(folder)
     pairs = list(itertools.zip_longest(convolutions(model), convolutions(source), fillvalue=(None, None)))
@@ -175,7 +175,7 @@ def read_run(folder, which="best"):
         name, width, labels, anchors = (config[key] for key in ("model", "width", "labels", "anchors"))
         build = models.MODELS[name]
     except KeyError as error:
-        raise UserError(f"{folder} must be a run of yolov3, but its config.json has nothing for {error}. Give "
+        raise UserError(f"{folder} must be a run of yolov3, but its config.json lacks {error}. Give "
                         "--run a folder that yolov3.train or yolov3.convert wrote.") from None
     model = build(len(labels), len(anchors[0]), width)
     training.load_weights(folder, model, which)
@@ -185,21 +185,21 @@ def read_run(folder, which="best"):
 def from_darknet(weights, labels, name=None, *, width=1.0, num_anchors=3):
     """(model, Header, name) of a weight file of the whole network. Raises UserError.
 
-    labels: class names; their number must be the file's. name: a key of `model.MODELS`, by default the network
-    that the length of the file fits.
+    labels: class names; their number must be the file's. name: a key of `model.MODELS`, by default the
+    network that the length of the file fits.
     """
     header, values = read_darknet(weights)
     fits = identify(len(values)) if width == 1 and num_anchors == 3 else []
     if name is None:
         if not fits:
             found = len(header.pack()) + 4 * len(values)
-            raise UserError(f"{weights} has {found:,} bytes. {_say_fits(len(values))} Say with --model what it "
-                            "should be.")
+            raise UserError(f"{weights} has {found:,} bytes. {_say_fits(len(values))} Say with "
+                            "--model what it should be.")
         name = fits[0][0]
     for fit, num_classes in fits:
         if fit == name and num_classes != len(labels):
-            raise UserError(f"{weights} is {name} with {num_classes} classes; {len(labels)} labels came. Give "
-                            "--labels with one name per line, in the order of training.")
+            raise UserError(f"{weights} is {name} with {num_classes} classes; {len(labels)} labels came. "
+                            "Give --labels with one name per line, in the order of training.")
     model = models.MODELS[name](len(labels), num_anchors, width)
     return model, load_darknet(model, weights), name
 
@@ -232,8 +232,8 @@ def parse_anchors(text, name):
     except ValueError:
         numbers = np.zeros([0], np.float32)
     if numbers.size == 0 or numbers.size % (2 * num_scales) or not (numbers > 0).all():
-        raise UserError("--anchors must be positive widths and heights with commas or blanks between them, the "
-                        f"same number for each of the {num_scales} scales of {name}; {text!r} came.")
+        raise UserError("--anchors must be positive widths and heights with commas or blanks between them, "
+                        f"the same number for each of the {num_scales} scales of {name}; {text!r} came.")
     return numbers.reshape(num_scales, -1, 2)
 
 
@@ -314,7 +314,8 @@ def _has_backbone(model, num_values):
     features = layers[backbone - 1][0].filters
     classifier = sizes[backbone - 1] + 1000 * (features + 1)
     # identify knows networks of full width, whose backbones have 1024 features.
-    relative = features == 1024 and any((name == "tiny") == (backbone == 7) for name, _ in identify(num_values))
+    names = [name for name, _ in identify(num_values)] if features == 1024 else []
+    relative = any((name == "tiny") == (backbone == 7) for name in names)
     return (num_values in sizes[backbone - 1:] or num_values == classifier
             or _fitting_classes(model, num_values) is not None or relative)
 

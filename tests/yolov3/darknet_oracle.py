@@ -1,7 +1,7 @@
 """Darknet as a witness: its cfg files, weight files with random values, and its library through ctypes.
 
-Nothing here uses the zoo's own code. `sections` rebuilds the shipped cfg files from a small table, so that OpenCV can
-be asked without them; a test compares the two. The library and its header are Debian's package `darknet`.
+Nothing here uses the zoo's own code. `sections` rebuilds the shipped cfg files from a small table, so that
+OpenCV can be asked without them; a test compares the two. The library and its header are Debian's `darknet`.
 
 Shape letters: B batch, H W image, h w grid, A anchors per scale, C classes, D detections.
 """
@@ -26,7 +26,7 @@ TINY_ANCHORS = "10,14, 23,27, 37,58, 81,82, 135,169, 344,319"
 
 
 class Cfg(list):
-    """Sections (name, {key: text}) of a network, appended in order; the first layer behind [net] has index 0."""
+    """Sections (name, {key: value}) of a network in order; the first layer behind [net] has index 0."""
 
     def __init__(self, num_classes, width):
         super().__init__()
@@ -35,14 +35,16 @@ class Cfg(list):
 
     def conv(self, filters, size, stride=1):
         filters = filters if self.width == 1 else max(8, round(filters * self.width / 8) * 8)
-        self.append(("convolutional", {"batch_normalize": 1, "filters": filters, "size": size, "stride": stride,
-                                       "pad": 1, "activation": "leaky"}))
+        self.append(("convolutional", {"batch_normalize": 1, "filters": filters, "size": size,
+                                       "stride": stride, "pad": 1, "activation": "leaky"}))
 
     def yolo(self, mask, anchors):
-        self.append(("convolutional", {"filters": len(mask) * (5 + self.num_classes), "size": 1, "stride": 1, "pad": 1,
+        filters = len(mask) * (5 + self.num_classes)
+        self.append(("convolutional", {"filters": filters, "size": 1, "stride": 1, "pad": 1,
                                        "activation": "linear"}))
-        self.append(("yolo", {"mask": ",".join(map(str, mask)), "anchors": anchors, "classes": self.num_classes,
-                              "num": anchors.count(",") // 2 + 1, "ignore_thresh": ".7", "truth_thresh": 1}))
+        self.append(("yolo", {"mask": ",".join(map(str, mask)), "anchors": anchors,
+                              "classes": self.num_classes, "num": anchors.count(",") // 2 + 1,
+                              "ignore_thresh": ".7", "truth_thresh": 1}))
 
     def maxpool(self, size, stride):
         self.append(("maxpool", {"size": size, "stride": stride}))
@@ -104,8 +106,8 @@ def sections(name, num_classes=80, width=1.0):
 
 
 def cfg_text(layers, height, width, batch=1):
-    net = {"batch": batch, "subdivisions": 1, "height": height, "width": width, "channels": 3, "max_batches": 100,
-           "learning_rate": .001, "momentum": .9, "decay": .0005}
+    net = {"batch": batch, "subdivisions": 1, "height": height, "width": width, "channels": 3,
+           "max_batches": 100, "learning_rate": .001, "momentum": .9, "decay": .0005}
     return "\n".join(f"[{name}]\n" + "".join(f"{key}={value}\n" for key, value in values.items())
                      for name, values in [("net", net), *layers])
 
@@ -124,9 +126,12 @@ def parse_cfg(text):
 
 
 def write_weights(path, layers, seed, seen=32_013_312):
-    """A weight file of random values for the layers of `sections`: He-scaled kernels, statistics around 0 and 1.
+    """A weight file of random values for the layers of `sections`: He-scaled kernels, statistics about 0 and
+    1.
 
     The last convolution of a residual block is scaled down, or the activations would double with every block.
+    The heads are scaled so that logits are about 1 and boxes at most some ten times the network input: their
+    sizes are exponentials, and float32 sums of 75 layers in another order differ by about 1e-5 of them.
     """
     rng = np.random.default_rng(seed)
     channels = []
@@ -154,13 +159,16 @@ def write_weights(path, layers, seed, seen=32_013_312):
             channels.append(previous)
 
 
+FLOATS = ctypes.POINTER(ctypes.c_float)
+
+
 class Image(ctypes.Structure):
-    _fields_ = [("w", ctypes.c_int), ("h", ctypes.c_int), ("c", ctypes.c_int), ("data", ctypes.POINTER(ctypes.c_float))]
+    _fields_ = [("w", ctypes.c_int), ("h", ctypes.c_int), ("c", ctypes.c_int), ("data", FLOATS)]
 
 
 class Detection(ctypes.Structure):
-    _fields_ = [("box", ctypes.c_float * 4), ("classes", ctypes.c_int), ("prob", ctypes.POINTER(ctypes.c_float)),
-                ("mask", ctypes.POINTER(ctypes.c_float)), ("objectness", ctypes.c_float), ("sort_class", ctypes.c_int)]
+    _fields_ = [("box", ctypes.c_float * 4), ("classes", ctypes.c_int), ("prob", FLOATS), ("mask", FLOATS),
+                ("objectness", ctypes.c_float), ("sort_class", ctypes.c_int)]
 
 
 SHIM = r"""
@@ -200,9 +208,8 @@ class Library:
         except OSError as error:
             pytest.skip(f"libdarknet does not load: {error}")
         self.shim = ctypes.CDLL(str(shim))
-        floats = ctypes.POINTER(ctypes.c_float)
         for function in (self.shim.output, self.shim.delta, self.darknet.network_predict):
-            function.restype = floats
+            function.restype = FLOATS
         self.shim.cost.restype = ctypes.c_float
         self.darknet.parse_network_cfg.restype = ctypes.c_void_p
         self.darknet.letterbox_image.restype = Image
@@ -210,15 +217,17 @@ class Library:
         self.darknet.free_image.argtypes = [Image]
         self.darknet.get_network_boxes.restype = ctypes.POINTER(Detection)
         self.darknet.get_network_boxes.argtypes = [
-            ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_float, ctypes.c_float, ctypes.c_void_p, ctypes.c_int,
-            ctypes.POINTER(ctypes.c_int)]
-        self.darknet.do_nms_sort.argtypes = [ctypes.POINTER(Detection), ctypes.c_int, ctypes.c_int, ctypes.c_float]
+            ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_float, ctypes.c_float, ctypes.c_void_p,
+            ctypes.c_int, ctypes.POINTER(ctypes.c_int)]
+        self.darknet.do_nms_sort.argtypes = [
+            ctypes.POINTER(Detection), ctypes.c_int, ctypes.c_int, ctypes.c_float]
         self.darknet.free_detections.argtypes = [ctypes.POINTER(Detection), ctypes.c_int]
 
     def letterbox(self, image, size):
         """Darknet's letterbox_image of an image [H, W, 3] in 0..1: [size, size, 3]."""
         data = np.ascontiguousarray(image.transpose(2, 0, 1), np.float32)
-        boxed = self.darknet.letterbox_image(Image(image.shape[1], image.shape[0], 3, _pointer(data)), size, size)
+        source = Image(image.shape[1], image.shape[0], 3, _pointer(data))
+        boxed = self.darknet.letterbox_image(source, size, size)
         result = np.ctypeslib.as_array(boxed.data, [3, size, size]).transpose(1, 2, 0).copy()
         self.darknet.free_image(boxed)
         return result
@@ -231,7 +240,7 @@ class Library:
         for i, row in enumerate(rows):
             row.box[:] = boxes_cxcywh[i].tolist()
             row.classes, row.prob, row.objectness = num_classes, _pointer(probs[i]), 1
-        self.darknet.do_nms_sort(rows, num_boxes, num_classes, iou_threshold)  # it reorders the rows, not the scores
+        self.darknet.do_nms_sort(rows, num_boxes, num_classes, iou_threshold)  # reorders rows, not scores
         return np.stack(probs)
 
     def network(self, cfg_path, weights_path=None):
@@ -256,7 +265,7 @@ class Network:
         return [i for i, (name, _) in enumerate(self.layers) if name == "yolo"][::-1]
 
     def predict(self, image):
-        """Runs an image [H, W, 3] in 0..1; returns the logits [h * w * A * (5 + C)] before each yolo layer, flat."""
+        """The logits before each yolo layer, flat [A * (5 + C) * h * w], of an image [H, W, 3] in 0..1."""
         data = np.ascontiguousarray(image.transpose(2, 0, 1), np.float32)
         self.darknet.network_predict(self.handle, _pointer(data))
         return [self._array(self.shim.output, i - 1) for i in self.yolo_layers()]
@@ -265,7 +274,7 @@ class Network:
         self.darknet.save_weights(self.handle, str(path).encode())
 
     def detections(self, height, width, score_threshold, iou_threshold=None):
-        """Of the last image, letterboxed from height x width: boxes_cxcywh [D, 4] in fractions of it, scores [D, C]."""
+        """boxes_cxcywh [D, 4] in fractions of the last image before its letterbox, and scores [D, C]."""
         count = ctypes.c_int(0)
         found = self.darknet.get_network_boxes(self.handle, width, height, score_threshold, .5, None, 1,
                                                ctypes.byref(count))
@@ -280,7 +289,7 @@ class Network:
     def train_yolo(self, index, logits, truths):
         """One yolo layer in training.
 
-        logits [B, h, w, A, 5 + C]; truths: B arrays [N, 5], each row (centre x, centre y, width, height, class).
+        logits [B, h, w, A, 5 + C]; truths: B arrays [N, 5], rows (centre x, centre y, width, height, class).
         Returns (deltas [B, h, w, A, 5 + C], outputs of the same shape, cost).
         """
         batch, height, width, num_anchors, depth = logits.shape
@@ -300,4 +309,4 @@ class Network:
 
 
 def _pointer(array):
-    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    return array.ctypes.data_as(FLOATS)

@@ -64,7 +64,8 @@ def test_an_empty_cluster_starts_at_the_worst_box():
 
 def test_recall_and_mean_iou_by_hand():
     given = np.array([[[10, 10]], [[40, 20]]], float)
-    # 10 x 10: 1. 20 x 10 with 10 x 10: 100 / 200, with 40 x 20: 200 / 800. 80 x 20: 800 / 1600. 1 x 40: 10 / 130.
+    # 10 x 10: 1. 20 x 10 with 10 x 10: 100 / 200, with 40 x 20: 200 / 800. 80 x 20: 800 / 1600. 1 x 40: 10 /
+    # 130
     sizes = np.array([[10, 10], [20, 10], [80, 20], [1, 40]], float)
     best = [1, .5, .5, 10 / 130]
     assert anchors.mean_best_iou(sizes, given) == pytest.approx(np.mean(best))

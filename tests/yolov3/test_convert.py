@@ -69,8 +69,8 @@ def test_order_and_layout_by_hand(tmp_path):
     path.write_bytes(struct.pack("<iiiq", 0, 2, 5, 7) + values.tobytes())
     assert convert.load_darknet(model, path) == (0, 2, 5, 7)
     norm = model.get_layer("bn_000")
-    assert [weight.numpy()[0] for weight in (norm.beta, norm.gamma, norm.moving_mean, norm.moving_variance)] == [
-        0, 8, 16, 24]
+    order = (norm.beta, norm.gamma, norm.moving_mean, norm.moving_variance)
+    assert [weight.numpy()[0] for weight in order] == [0, 8, 16, 24]
     # Kernel [8 out, 3 in, 3, 3] from 32 on: (out 1, in 2, row 0, column 1) is 27 + 2 * 9 + 1 values further.
     assert kernel(model, 0)[0, 1, 2, 1] == 32 + 46
     # The last convolution, 64 -> 18 with a bias in front, ends the file.
@@ -109,16 +109,18 @@ def test_backbone_alone(name, weights, tmp_path):
     # Of the whole network with other classes; of the backbone; of two convolutions more.
     for num_values in (len(values), sizes[num_backbone - 1], sizes[num_backbone + 1]):
         fresh = MODELS[name](3, width=WIDTH) if num_values != len(values) else model
-        convert.load_darknet(fresh, cut(weights(name, 7), tmp_path / "cut.weights", num_values), backbone_only=True)
+        path = cut(weights(name, 7), tmp_path / "cut.weights", num_values)
+        convert.load_darknet(fresh, path, backbone_only=True)
         for number in (0, num_backbone - 1):
             np.testing.assert_array_equal(kernel(fresh, number), kernel(whole, number))
             np.testing.assert_array_equal(fresh.get_layer(f"bn_{number:03d}").moving_variance,
                                           whole.get_layer(f"bn_{number:03d}").moving_variance)
     np.testing.assert_array_equal(kernel(model, num_backbone), before)
-    with pytest.raises(UserError, match=rf"{20 + 4 * sizes[num_backbone - 1] - 4:,} bytes; the backbone of "
-                                        rf".* has {20 + 4 * sizes[num_backbone - 1]:,} \(4 too few\)"):
-        convert.load_darknet(model, cut(weights(name, 7), tmp_path / "cut.weights", sizes[num_backbone - 1] - 1),
-                             backbone_only=True)
+    path = cut(weights(name, 7), tmp_path / "cut.weights", sizes[num_backbone - 1] - 1)
+    expected = 20 + 4 * sizes[num_backbone - 1]
+    with pytest.raises(UserError,
+                       match=rf"{expected - 4:,} bytes; the backbone of .* has {expected:,} \(4 too"):
+        convert.load_darknet(model, path, backbone_only=True)
 
 
 def test_all_but_the_class_layers(weights):
