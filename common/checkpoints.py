@@ -167,7 +167,10 @@ def read_best(path):
 
 def write_best(path, model, table):
     """Writes the model's weights in Keras's format, with `table` and all shapes, whole or not at all."""
-    shapes = _shapes(named_variables(model))
+    variables = named_variables(model)
+    shapes = _shapes(variables)
+    # Asked beforehand, because HDF5 goes on complaining after a failure.
+    files.require_space(path.parent, sum(map(_bytes, variables.values())) + files.MEBIBYTE)
     with files.replacing(path) as temporary:
         try:
             model.save_weights(temporary)

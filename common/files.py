@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 
 from common.errors import UserError
@@ -88,4 +89,8 @@ def is_chief():
 
 def reason(error):
     """The system's words for an error, without its number and path."""
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+    within_hdf5 = re.search("error message = '([^']+)'", str(error))
+    if within_hdf5:
+        return within_hdf5[1]
+    words = getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
+    return re.sub(r"^\{\{.*\}\} (.*; )?| \[Op:\w+\]$", "", words)  # what TensorFlow puts around them

@@ -19,7 +19,8 @@ import tensorflow as tf
 from common import checkpoints, training
 from tests.common import toy
 
-SIZE = 1_000_000  # floats in the variable that the save loop writes: a save takes about as long as a step
+SIZE = 1_000_000  # floats in a variable of the save loop, so that a save takes long enough to be hit
+UNITS = 200_000  # of its model, for the same reason
 STEPS = 40
 
 
@@ -78,7 +79,9 @@ def assert_same_run(folder, other):
 
 def test_resume_after_kill_is_bit_exact(processes, uninterrupted, tmp_path):
     """Killed between two checkpoints: dropout, batch norm, schedules, two optimizers, average, pool go on."""
-    assert exit_code(start(processes, toy.train_and_keep, tmp_path, STEPS, kill_at=27)) == -signal.SIGKILL
+    killed = start(processes, toy.train_and_keep, tmp_path, STEPS, kill_at=33, save_every=20)
+    assert exit_code(killed) == -signal.SIGKILL
+    assert metrics_rows(tmp_path)[-1]["step"] == "30"  # to be dropped: step 20 is what is restored
     assert exit_code(start(processes, toy.train_and_keep, tmp_path, STEPS)) == 0
     assert_same_run(tmp_path, uninterrupted)
     assert metrics_rows(tmp_path) == metrics_rows(uninterrupted)
@@ -119,7 +122,7 @@ def save_for_ever(folder, report):
     """Restores, says what it found, then saves step after step: every value is the step it belongs to."""
     variable = tf.Variable(tf.zeros([SIZE]), name="filled")
     step = tf.Variable(0, dtype=tf.int64)
-    model = toy.small_model()
+    model = toy.small_model(UNITS)
     saved = training.Checkpoints(folder, {"filled": variable, "step": step, "model": model})
     found = saved.restore()
     values = {found, int(step), *np.unique(variable.numpy()), *np.unique(model.weights[0].numpy())}

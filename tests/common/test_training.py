@@ -63,11 +63,15 @@ def test_clipped_gradient_does_not_depend_on_the_replicas(one_replica, two_repli
 
 
 def test_consecutive_examples_of_a_global_batch_go_to_the_replicas(one_replica, two_replicas):
-    """7 batches of 2 make 3 global batches of 4 for two replicas; what is left over is dropped."""
+    """7 batches of 2 make 3 global batches of 4 for two replicas; what is left over is dropped.
+
+    Also where the size of the pictures is not known in the graph (multi-scale training).
+    """
     def make_dataset(batch_size, context):
         assert context.num_input_pipelines == 1
         numbers = tf.data.Dataset.range(15).map(lambda i: {"index": i, "pair": (i, i)})
-        return numbers.batch(batch_size, drop_remainder=True)
+        batches = numbers.batch(batch_size, drop_remainder=True)
+        return batches.map(lambda batch: {**batch, "images": tf.zeros([batch_size, batch["index"][0], 2])})
 
     for strategy in (one_replica, two_replicas):
         seen = []
