@@ -1,12 +1,18 @@
 """Targets and augmentation of YOLOv3: hand-worked cells, a slow twin, round trips, painted rectangles."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from common import detection, detection_demo, records
+from common import detection, detection_demo, detection_doctor, records
+from common.errors import UserError
+from yolov3 import doctor, preprocess
 from yolov3 import model as models
-from yolov3 import preprocess
 
 STRIDES = (8, 16, 32)
 
@@ -388,3 +394,77 @@ def test_records_of_others_without_optional_keys():
     # The picture fills the width; 10 rows above and below it.
     np.testing.assert_allclose(truth[0] * 60, [6, 0.2 * 40 + 10, 36, 0.7 * 40 + 10], rtol=1e-5)
     assert image.shape == (60, 60, 3) and labels.numpy().tolist() == [1]
+
+
+def test_targets_are_decoded_back():
+    truth = np.array([[0.1, 0.2, 0.15, 0.3], [0.3, 0.1, 0.9, 0.95]], np.float32)
+    decoded = preprocess.decode_targets(encode(truth, [2, 0]), models.ANCHORS, 416)
+    assert [(ids.tolist(), scale, anchor) for _, ids, scale, anchor in decoded] == [([2], 0, 1), ([0], 2, 2)]
+    np.testing.assert_allclose([box for box, *_ in decoded], truth, atol=1e-6)
+
+
+def test_labels_of_the_command_line(tmp_path):
+    assert preprocess.read_labels("cat, dog,traffic light") == ["cat", "dog", "traffic light"]
+    (tmp_path / "my.names").write_text("cat\ndog\n\n")
+    assert preprocess.read_labels(str(tmp_path / "my.names")) == ["cat", "dog"]
+    for text in ("", "cat,dog,cat", "missing.names"):
+        with pytest.raises(UserError, match="--labels must be"):
+            preprocess.read_labels(text)
+
+
+def test_unbuilt_records_name_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="python -m yolov3.preprocess --dataset voc2007 --source VOCdevkit"):
+        preprocess.ensure_records("voc2007")
+    assert preprocess.command("my set") == "python -m yolov3.preprocess --dataset 'my set' --source FOLDER"
+    assert preprocess.command("demo") == "python -m yolov3.preprocess --dataset demo"
+
+
+def run(*arguments, cwd):
+    command = [sys.executable, "-m", "yolov3.preprocess", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(preprocess.__file__).parents[1])}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_command_line_looks_at_records(demo, tmp_path):
+    """--check, --kmeans and --visualize of a set that is built, without building it again."""
+    before = (demo / "manifest.json").stat().st_mtime_ns
+    done = run("--dataset", "demo", "--out", demo, "--check", "--kmeans", "--visualize", "--image_size", 96, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (demo / "manifest.json").stat().st_mtime_ns == before
+    for words in ("28 pictures, 6 classes", "best possible recall", "fall on the cell and anchor of another",
+                  "k-means anchors", "targets.png: of "):
+        assert words in done.stdout
+    line, = (line for line in done.stdout.splitlines() if line.startswith("python -m yolov3.train"))
+    pairs = line.split('"')[1].split()
+    assert len(pairs) == 9 and all(float(side) >= 1 for pair in pairs for side in pair.split(","))
+    picture = tf.io.decode_png((demo / "targets.png").read_bytes())
+    assert picture.shape == (3 * 96 + 8, 4 * 96 + 12, 3)
+
+
+def test_mistakes_on_the_command_line_are_one_line(tmp_path):
+    for arguments, words in ((["--image_size", "100", "--dataset", "demo"], "multiple of 32; 100 came"),):
+        done = run(*arguments, cwd=tmp_path)
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.splitlines()[-1].startswith("error: ") and words in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_doctor_counts_lost_objects(tmp_path):
+    """In a 200 x 100 picture: two boxes on one cell and anchor, one alone, one without area."""
+    same = [0.50, 0.50, 0.60, 0.80]                                        # 41.6 x 62.4 pixels at 416
+    boxes_xyxy = [same, [0.502, 0.502, 0.602, 0.802], [0.1, 0.1, 0.4, 0.9], [0.3, 0.3, 0.3, 0.5]]
+    with records.RecordWriter(tmp_path / "set", kind="detection", labels=["a"]) as writer:
+        writer.write_split("train", [
+            detection.encode_example(tiny_png(shape=(100, 200)), 100, 200, "a.png", boxes_xyxy, [0] * 4),
+            detection.encode_example(tiny_png(shape=(200, 100)), 200, 100, "b.png", [same], [0])])
+        writer.publish()
+    contents = detection_doctor.examine(tmp_path / "set").contents
+    sizes = doctor.network_sizes(contents.values(), 416)
+    # The wide picture fills 416 x 208, the high one 208 x 416.
+    np.testing.assert_allclose(sizes, [[41.6, 62.4], [41.6, 62.4], [124.8, 166.4], [20.8, 124.8]], atol=1e-3)
+    text = doctor.describe(contents, models.ANCHORS, STRIDES, 416)
+    assert "train: 1 of 5 objects (20.00%) fall on the cell and anchor of another" in text
+    with pytest.raises(UserError, match="too few or too alike"):
+        doctor.find_anchors(contents.values(), 3, 3, 416)
+    assert doctor.anchors_text(np.array([[[10, 13], [16, 30]]], np.float32)) == "10,13 16,30"
