@@ -113,6 +113,18 @@ def test_never_silently_from_zero(saved):
         training.load_weights(saved, toy.small_model())
 
 
+def test_killed_in_the_very_first_save(saved, capfd):
+    """Data without an index, and no other checkpoint: the run starts, and says what it found."""
+    for path in (saved / "checkpoints").glob("ckpt-*.index"):
+        path.unlink()
+    with pytest.raises(UserError, match="none of them can be read"):  # several were not lost in one save
+        restored(saved)
+    for step in (2, 3):
+        (saved / "checkpoints" / f"ckpt-{step}.data-00000-of-00001").unlink()
+    assert restored(saved) == (0, 0.0)
+    assert "ckpt-1 is damaged (ckpt-1.index is missing)" in capfd.readouterr().err
+
+
 def test_leftovers_of_an_interrupted_save_are_removed(saved):
     leftover = saved / "checkpoints" / "ckpt-4_temp"
     leftover.mkdir()
