@@ -97,7 +97,7 @@ class Checkpoints:
                 continue
             self._saved = step
             return step
-        # A kill in the middle of the very first save leaves its data without an index: nothing is lost with it.
+        # A kill in the very first save leaves its data without an index: nothing is lost with it.
         if len(steps) > 1 or list(self.folder.glob("ckpt-*.index")):
             raise _none_readable(self.folder)
         return 0
