@@ -1,9 +1,9 @@
 """Times of one picture through YOLOv3 (random weights): python -m benchmarks.inference
 
-Keras's predict, our bundle in float32 and bfloat16 under the session loader that TensorFlow Serving uses, OpenVINO and
-onnxruntime from our float32 bundle, PyTorch. The candidates take turns in one process, so that what else the machine
-does falls on all of them; the table has the smallest and the middle time of each, and the ratio to OpenVINO.
-Needs the extra `bench`; what is not installed is left out.
+Keras's predict, our bundle in float32 and bfloat16 under the session loader that TensorFlow Serving uses,
+OpenVINO and onnxruntime from our float32 bundle, PyTorch. The candidates take turns in one process, so that
+what else the machine does falls on all of them; the table has the smallest and the middle time of each, and
+the ratio to OpenVINO. Needs the extra `bench`; what is not installed is left out.
 """
 
 import importlib.util
@@ -52,7 +52,7 @@ def is_installed(*names):
 
 
 def random_model(config, precision, weights=None):
-    """The network with random weights and the statistics of its normalisations such that activations stay bounded."""
+    """The network with random weights, and statistics of its normalisations that keep activations bounded."""
     with predict.dtype_policy(precision):
         model = predict.build(config)
     if weights is not None:

@@ -31,8 +31,13 @@ def stage(inputs, filters, num_blocks):
 
 
 def neck(inputs, filters):
-    return nn.Sequential(Conv(inputs, filters, 1), Conv(filters, 2 * filters, 3), Conv(2 * filters, filters, 1),
-                         Conv(filters, 2 * filters, 3), Conv(2 * filters, filters, 1))
+    return nn.Sequential(
+        Conv(inputs, filters, 1),
+        Conv(filters, 2 * filters, 3),
+        Conv(2 * filters, filters, 1),
+        Conv(filters, 2 * filters, 3),
+        Conv(2 * filters, filters, 1),
+    )
 
 
 class YoloV3(nn.Module):
@@ -41,7 +46,9 @@ class YoloV3(nn.Module):
     def __init__(self, num_classes, num_anchors=3):
         super().__init__()
         outputs = num_anchors * (5 + num_classes)
-        self.to_stride8 = nn.Sequential(Conv(3, 32, 3), stage(32, 64, 1), stage(64, 128, 2), stage(128, 256, 8))
+        self.to_stride8 = nn.Sequential(
+            Conv(3, 32, 3), stage(32, 64, 1), stage(64, 128, 2), stage(128, 256, 8)
+        )
         self.to_stride16 = stage(256, 512, 8)
         self.to_stride32 = stage(512, 1024, 4)
         self.neck_large, self.neck_medium, self.neck_small = neck(1024, 512), neck(768, 256), neck(384, 128)

@@ -17,7 +17,7 @@ GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 def class_color(class_id):
-    """(r, g, b) in 0..255 of a class: hues a golden section apart, so that neighbouring classes differ clearly."""
+    """(r, g, b) in 0..255 of a class: hues a golden section apart, so that neighbouring classes differ."""
     # Three levels of lightness and saturation set classes apart whose hues come close to each other.
     saturation, value = ((230, 255), (160, 230), (255, 190))[class_id // 8 % 3]
     hue = round(180 * (class_id * GOLDEN_RATIO % 1)) % 180
@@ -28,9 +28,9 @@ def class_color(class_id):
 def draw_boxes(image, boxes_xyxy, labels, scores=None, class_ids=None):
     """Returns a copy of the picture with a frame and a tag, "label 97%", around each object.
 
-    image uint8 RGB [H, W, 3]; boxes_xyxy [N, 4] in pixels, cut at the border; labels N texts; scores [N] in 0..1;
-    class_ids [N] choose the colours (default: by label). Lines and letters grow with the picture, tags stay inside
-    it, and boxes with high scores are drawn over those with low ones.
+    image uint8 RGB [H, W, 3]; boxes_xyxy [N, 4] in pixels, cut at the border; labels N texts; scores [N] in
+    0..1; class_ids [N] choose the colours (default: by label). Lines and letters grow with the picture, tags
+    stay inside it, and boxes with high scores are drawn over those with low ones.
     """
     image = np.array(image, np.uint8, order="C")
     if class_ids is None:
@@ -52,7 +52,7 @@ def draw_boxes(image, boxes_xyxy, labels, scores=None, class_ids=None):
 
 
 def _draw_tag(image, text, left, bottom, color):
-    """A filled tag with text above (left, bottom); moved inside the picture, and made smaller if it is too wide."""
+    """A filled tag with text above (left, bottom), moved inside the picture, smaller if it is too wide."""
     height, width = image.shape[:2]
     scale = max(0.35, (height + width) / 2600)
     (text_width, text_height), baseline = cv2.getTextSize(text, FONT, scale, 1)
@@ -76,7 +76,7 @@ def ascii_text(text):
 
 
 def grid(images, columns=None, gap=4, background=255):
-    """Returns one picture with all of them in rows of `columns` (default: about square), in cells of the largest.
+    """One picture with all of them in rows of `columns` (default: about square), in cells of the largest.
 
     images: uint8 RGB [H, W, 3], sizes may differ; smaller ones are centred.
     """
@@ -87,7 +87,8 @@ def grid(images, columns=None, gap=4, background=255):
     rows = math.ceil(len(images) / columns)
     cell_height = max(image.shape[0] for image in images)
     cell_width = max(image.shape[1] for image in images)
-    canvas = np.full([rows * (cell_height + gap) - gap, columns * (cell_width + gap) - gap, 3], background, np.uint8)
+    size = [rows * (cell_height + gap) - gap, columns * (cell_width + gap) - gap, 3]
+    canvas = np.full(size, background, np.uint8)
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         top = row * (cell_height + gap) + (cell_height - image.shape[0]) // 2

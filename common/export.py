@@ -1,12 +1,13 @@
 """The serving bundle: a SavedModel without variables that TensorFlow Serving takes as it is, and its checks.
 
 A bundle is a folder with a number, `serving/<model>/1`: saved_model.pb, and in assets.extra what goes with it
-(warm-up requests, labels, config.json). It gets its number only when it is complete and checked, so that a server
-that watches `serving/<model>` never loads half of one.
+(warm-up requests, labels, config.json). It gets its number only when it is complete and checked, so that a
+server that watches `serving/<model>` never loads half of one.
 
-`tf.saved_model.save` of a Keras 3 model cannot be served: the server's loader misses its variables. Here the weights
-are constants of the graph, batch normalisation is folded into the convolutions before it, and padding is part of the
-convolution: TensorFlow then runs convolution, bias and activation as one oneDNN kernel, in float32 and in bfloat16.
+`tf.saved_model.save` of a Keras 3 model cannot be served: the server's loader misses its variables. Here the
+weights are constants of the graph, batch normalisation is folded into the convolutions before it, and padding
+is part of the convolution: TensorFlow then runs convolution, bias and activation as one oneDNN kernel, in
+float32 and in bfloat16.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ import socket
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2  # has no public name
+from tensorflow.python.framework import convert_to_constants  # it has no public name
 
 from common import files, images, warm_up
 from common.errors import UserError
@@ -38,7 +39,7 @@ EXTRA = "assets.extra"
 class ConstantConv2D(keras.layers.Layer):
     """Convolution and bias with weights that are constants of the graph.
 
-    kernel [kh, kw, in / groups, out]; bias [out]; padding "SAME", "VALID" or explicit [[0, 0], [t, b], [l, r], [0, 0]].
+    kernel [kh, kw, in / groups, out]; bias [out]; padding "SAME", "VALID" or pairs of pixels for each axis.
     """
 
     def __init__(self, kernel, bias, strides, padding, dilations=(1, 1), **kwargs):
@@ -47,13 +48,14 @@ class ConstantConv2D(keras.layers.Layer):
         self.strides, self.padding, self.dilations = strides, padding, dilations
 
     def call(self, x):
-        x = tf.nn.conv2d(x, tf.constant(self.kernel.astype(x.dtype.as_numpy_dtype)), self.strides, self.padding,
-                         dilations=self.dilations)
-        return tf.nn.bias_add(x, tf.constant(self.bias.astype(x.dtype.as_numpy_dtype)))
+        dtype = x.dtype.as_numpy_dtype
+        kernel, bias = tf.constant(self.kernel.astype(dtype)), tf.constant(self.bias.astype(dtype))
+        x = tf.nn.conv2d(x, kernel, self.strides, self.padding, dilations=self.dilations)
+        return tf.nn.bias_add(x, bias)
 
 
 class Folded(keras.layers.Layer):
-    """Stands where a layer was that is now part of a convolution; takes the arguments that batch norm takes."""
+    """Stands where a layer was that is now part of a convolution; takes what batch norm takes."""
 
     def call(self, x, training=False, mask=None):
         return x
@@ -67,15 +69,16 @@ class ConstantAffine(keras.layers.Layer):
         self.scale, self.offset = scale, offset
 
     def call(self, x, training=False, mask=None):
-        scale, offset = (tf.constant(value.astype(x.dtype.as_numpy_dtype)) for value in (self.scale, self.offset))
-        return x * scale + offset
+        dtype = x.dtype.as_numpy_dtype
+        return x * tf.constant(self.scale.astype(dtype)) + tf.constant(self.offset.astype(dtype))
 
 
 def fold_batch_norm(model):
-    """A copy of a functional model for inference: batch norm and zero padding folded into its 2-D convolutions.
+    """A copy of a functional model for inference: batch norm and padding folded into its 2-D convolutions.
 
-    What is folded has constants instead of variables; other layers are copied with their weights. Input, output and
-    dtype policies stay; in float32 the outputs agree to rounding. The model must be built with channels last.
+    What is folded has constants instead of variables; other layers are copied with their weights. Input,
+    output and dtype policies stay; in float32 the outputs agree to rounding. The model must be built with
+    channels last.
     """
     users = _users(model)
 
@@ -86,16 +89,16 @@ def fold_batch_norm(model):
     norm_of, pad_of = {}, {}
     for layer in model.layers:
         user = only_user(layer)
-        if type(layer) is keras.layers.Conv2D and _is_norm(user) and layer.activation is keras.activations.linear:
+        if _is_linear_conv(layer) and _is_norm(user):
             norm_of[layer.name] = user
-        if type(layer) is keras.layers.ZeroPadding2D and type(user) is keras.layers.Conv2D and user.padding == "valid":
+        if type(layer) is keras.layers.ZeroPadding2D and _is_linear_conv(user) and user.padding == "valid":
             pad_of[user.name] = layer
     folded = {layer.name for layer in (*norm_of.values(), *pad_of.values())}
 
     def clone(layer):
         if layer.name in folded:
             return Folded(name=layer.name, dtype=layer.dtype_policy)
-        if type(layer) is keras.layers.Conv2D and layer.activation is keras.activations.linear:
+        if _is_linear_conv(layer):
             return _constant_conv(layer, norm_of.get(layer.name), pad_of.get(layer.name))
         if _is_norm(layer):
             return ConstantAffine(*_scale_and_offset(layer), name=layer.name, dtype=layer.dtype_policy)
@@ -109,7 +112,7 @@ def fold_batch_norm(model):
 
 
 def _users(model):
-    """id of each tensor of a functional model -> the operations that read it; None stands for the model's output."""
+    """id of each tensor of a model -> the operations that read it; None stands for the model's output."""
     users = {}
     for operation in model.operations:
         with contextlib.suppress(AttributeError):  # an input layer, or one used more than once
@@ -125,6 +128,10 @@ def _used_once(layer):
         return isinstance(layer.output, keras.KerasTensor)
     except AttributeError:
         return False
+
+
+def _is_linear_conv(layer):
+    return type(layer) is keras.layers.Conv2D and layer.activation is keras.activations.linear
 
 
 def _is_norm(layer):
@@ -154,9 +161,10 @@ def _constant_conv(conv, norm, pad):
 
 
 def freeze(model, *specs):
-    """The model's inference as a ConcreteFunction without variables, folded first; specs: a tf.TensorSpec per input.
+    """The model's inference as a ConcreteFunction without variables, folded first.
 
-    Call it with tensors; it returns a list of float32 tensors, the model's outputs in the order of tf.nest.flatten.
+    specs: a tf.TensorSpec per input. Call it with tensors; it returns a list of float32 tensors, the model's
+    outputs in the order of tf.nest.flatten.
     """
     folded = fold_batch_norm(model)
 
@@ -166,7 +174,9 @@ def freeze(model, *specs):
         return [tf.cast(output, tf.float32) for output in tf.nest.flatten(outputs)]
 
     concrete = infer.get_concrete_function()
-    return convert_variables_to_constants_v2(concrete) if folded.weights else concrete
+    if not folded.weights:
+        return concrete
+    return convert_to_constants.convert_variables_to_constants_v2(concrete)
 
 
 # Pictures in the graph
@@ -175,14 +185,19 @@ def freeze(model, *specs):
 def decode_picture(image_bytes, max_pixels=images.MAX_PIXELS):
     """uint8 RGB [H, W, 3] of one encoded JPEG or PNG, in the graph; EXIF orientation is not applied.
 
-    Anything else, and a picture that claims more than max_pixels, raises InvalidArgumentError before it is decoded.
+    Anything else, and a picture that claims more than max_pixels, raises InvalidArgumentError before it is
+    decoded.
     """
     is_jpeg = tf.io.is_jpeg(image_bytes)
     is_png = tf.equal(tf.strings.substr(image_bytes, 0, 8), b"\x89PNG\r\n\x1a\n")
-    with tf.control_dependencies([tf.debugging.Assert(is_jpeg | is_png, ["image_bytes must be a JPEG or PNG file"])]):
+    is_known = tf.debugging.Assert(is_jpeg | is_png, ["image_bytes must be a JPEG or PNG file"])
+    with tf.control_dependencies([is_known]):
         image_bytes = tf.identity(image_bytes)
-    size = tf.cond(is_jpeg, lambda: tf.image.extract_jpeg_shape(image_bytes)[:2],
-                   lambda: tf.io.decode_raw(tf.strings.substr(image_bytes, 16, 8), tf.int32, little_endian=False))
+    size = tf.cond(
+        is_jpeg,
+        lambda: tf.image.extract_jpeg_shape(image_bytes)[:2],
+        lambda: tf.io.decode_raw(tf.strings.substr(image_bytes, 16, 8), tf.int32, little_endian=False),
+    )
     pixels = tf.reduce_prod(tf.cast(size, tf.int64))
     fits = tf.reduce_all(size > 0) & (pixels <= max_pixels)
     message = f"image_bytes must have 1 to {max_pixels} pixels; height and width (PNG: width and height) are"
@@ -194,7 +209,7 @@ def decode_picture(image_bytes, max_pixels=images.MAX_PIXELS):
 
 
 def save(folder, signatures, *, requests=(), extra=None):
-    """Writes a SavedModel with the tf.functions of `signatures` {name: function}, which must not use variables.
+    """Writes a SavedModel of `signatures` {name: tf.function}, which must not use variables.
 
     requests: (signature name, {input name: array or TensorProto}) pairs that a server runs before it answers.
     extra: {file name: text or bytes} for the folder assets.extra.
@@ -211,7 +226,7 @@ def save(folder, signatures, *, requests=(), extra=None):
 
 
 class Session:
-    """A bundle in the session loader that TensorFlow Serving uses; `run(signature, inputs)` gives NumPy arrays."""
+    """A bundle in the session loader that TensorFlow Serving uses."""
 
     def __init__(self, folder):
         tf1 = tf.compat.v1
@@ -222,7 +237,7 @@ class Session:
                            if not name.startswith("__")}
 
     def run(self, signature, inputs):
-        """{output name: array} of inputs {input name: array}; raises tf.errors.InvalidArgumentError for bad ones."""
+        """{output name: array} of {input name: array}; raises InvalidArgumentError for bad inputs."""
         return self.callable(signature)(inputs)
 
     @functools.cache
@@ -259,9 +274,9 @@ def _quiet():
 def check_bundle(folder):
     """Loads a bundle as a server does, runs its warm-up requests and sends broken pictures; raises UserError.
 
-    Outputs must have the types and shapes that their signature states, the batch of the request, and be finite;
-    a string that is no picture must give INVALID_ARGUMENT, and the next request must still be answered.
-    Returns {signature: {output name: array}} of the warm-up requests.
+    Outputs must have the types and shapes that their signature states, the batch of the request, and be
+    finite; a string that is no picture must give INVALID_ARGUMENT, and the next request must still be
+    answered. Returns {signature: {output name: array}} of the warm-up requests.
     """
     try:
         requests = warm_up.read(pathlib.Path(folder) / EXTRA / warm_up.FILE)
@@ -274,7 +289,8 @@ def check_bundle(folder):
         for signature, inputs in requests:
             for name, value in inputs.items():
                 if value.dtype == object:
-                    _check_refused(folder, session, signature, {**inputs, name: np.array([b"not a picture"], object)})
+                    broken = np.array([b"not a picture"], object)
+                    _check_refused(folder, session, signature, {**inputs, name: broken})
             results[signature] = session.run(signature, inputs)
             batch = len(next(iter(inputs.values())))
             _check_outputs(folder, signature, session.signatures[signature], results[signature], batch)
@@ -289,8 +305,10 @@ def _check_refused(folder, session, signature, inputs):
         session.run(signature, inputs)
     except tf.errors.InvalidArgumentError:
         return
-    raise UserError(f"{folder}: {signature} must refuse what is no picture with INVALID_ARGUMENT, and answers it. "
-                    "Export again.")
+    raise UserError(
+        f"{folder}: {signature} must refuse what is no picture with INVALID_ARGUMENT, and answers it. "
+        "Export again."
+    )
 
 
 def _check_outputs(folder, signature, spec, outputs, batch):
@@ -298,14 +316,20 @@ def _check_outputs(folder, signature, spec, outputs, batch):
         value, shape = outputs[name], tf.TensorShape(tensor.tensor_shape)
         dtype = tf.as_dtype(tensor.dtype)
         if not shape.is_compatible_with(value.shape) or (value.dtype != object) and dtype != value.dtype:
-            raise UserError(f"{folder}: {signature} must put out {name} as {dtype.name} {shape}, and puts out "
-                            f"{value.dtype} {value.shape}. Export again.")
+            raise UserError(
+                f"{folder}: {signature} must put out {name} as {dtype.name} {shape}, and puts out "
+                f"{value.dtype} {value.shape}. Export again."
+            )
         if len(value) != batch:
-            raise UserError(f"{folder}: {signature} must answer {batch} images with as many {name}, and answers with "
-                            f"{len(value)}. Export again.")
+            raise UserError(
+                f"{folder}: {signature} must answer {batch} images with as many {name}, and answers with "
+                f"{len(value)}. Export again."
+            )
         if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise UserError(f"{folder}: {signature} puts out {name} that are not finite. The weights of this run are "
-                            "broken; take another checkpoint (--which last).")
+            raise UserError(
+                f"{folder}: {signature} puts out {name} that are not finite. The weights of this run are "
+                "broken; take another checkpoint (--which last)."
+            )
 
 
 # Publishing
@@ -314,9 +338,9 @@ def _check_outputs(folder, signature, spec, outputs, batch):
 def publish(out, write, check, readme=None):
     """Writes the next version of a bundle into the folder `out`; returns its path, `out`/<number>.
 
-    write(folder) makes the bundle under a name that is no number, check(folder) raises if it is not good; only then it
-    gets its number in one step. readme(version folder) gives the text of `out`/README.md. Two exports at once get two
-    numbers. What an export that was killed has left behind is removed by the next.
+    write(folder) makes the bundle under a name that is no number, check(folder) raises if it is not good;
+    only then it gets its number in one step. readme(version folder) gives the text of `out`/README.md. Two
+    exports at once get two numbers. What an export that was killed has left behind is removed by the next.
     """
     out = pathlib.Path(out)
     prefix = f"exporting-{socket.gethostname()}-"
@@ -336,8 +360,10 @@ def publish(out, write, check, readme=None):
         return version
     except (OSError, tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError,
             tf.errors.FailedPreconditionError) as error:
-        raise UserError(f"The bundle cannot be written to {out} ({files.reason(error)}). Free some space or choose "
-                        "another --out.") from error
+        raise UserError(
+            f"The bundle cannot be written to {out} ({files.reason(error)}). Free some space or choose "
+            "another --out."
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -394,7 +420,9 @@ def read_config(folder):
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} must be the JSON that export.py wrote ({files.reason(error)}). Export again.") from None
+        raise UserError(
+            f"{path} must be the JSON that export.py wrote ({files.reason(error)}). Export again."
+        ) from None
 
 
 def serve_command(name, out):

@@ -1,6 +1,7 @@
 """Pictures, folders, globs, videos and cameras as one stream of named RGB frames.
 
-Pictures are turned as their EXIF orientation says, as viewers show them, so H and W are those of the picture as shown.
+Pictures are turned as their EXIF orientation says, as viewers show them, so H and W are those of the picture
+as shown.
 """
 
 import glob
@@ -35,8 +36,8 @@ class Unreadable(Exception):
 def frames(arguments, on_unreadable, *, max_pixels=images.MAX_PIXELS):
     """Yields a `Frame` for each picture and each frame of each video, in the order of the arguments.
 
-    arguments: files, folders (their pictures and videos, not those of sub-folders), globs ("**" too), or camera
-    numbers. Calls `on_unreadable(name, reason)` for whatever gives no frame, and goes on.
+    arguments: files, folders (their pictures and videos, not those of sub-folders), globs ("**" too), or
+    camera numbers. Calls `on_unreadable(name, reason)` for whatever gives no frame, and goes on.
     """
     for argument in arguments:
         for source in expand(argument):
@@ -60,9 +61,9 @@ def expand(argument):
 
 
 def read_picture(path, *, max_pixels=images.MAX_PIXELS):
-    """uint8 RGB [H, W, 3] of a JPEG, PNG, BMP, GIF (first frame) or WebP file, turned upright; else `Unreadable`.
+    """uint8 RGB [H, W, 3] of a JPEG, PNG, BMP, GIF (first frame) or WebP file, turned upright.
 
-    Gray and palette pictures become three channels, alpha is dropped, 16 bits become 8.
+    Raises `Unreadable`. Gray and palette pictures become three channels, alpha is dropped, 16 bits become 8.
     """
     try:
         data = pathlib.Path(path).read_bytes()
@@ -106,7 +107,8 @@ def _video(handle, name):
     capture = cv2.VideoCapture(handle)
     try:
         if not capture.isOpened():
-            raise Unreadable("the camera cannot be opened" if isinstance(handle, int) else "not a readable video")
+            is_camera = isinstance(handle, int)
+            raise Unreadable("the camera cannot be opened" if is_camera else "not a readable video")
         fps = capture.get(cv2.CAP_PROP_FPS)
         fps = fps if 0 < fps < 1000 else DEFAULT_FPS
         index = 0
@@ -123,7 +125,7 @@ def _video(handle, name):
 
 
 class VideoWriter:
-    """Writes RGB frames of one size to an MP4 file, or AVI where this OpenCV cannot write MP4; use it with `with`.
+    """Writes RGB frames to an MP4 file, or AVI where this OpenCV cannot write MP4; use it with `with`.
 
     The file has its name only when it is complete: at the end of the `with` block, also after Ctrl-C.
     """
@@ -140,8 +142,10 @@ class VideoWriter:
             if self._writer.isOpened():
                 return
             self._temporary.unlink(missing_ok=True)
-        raise UserError(f"{base.parent} must be a folder that OpenCV can write videos to, and it can write neither MP4 "
-                        "nor AVI there. Choose another --out.")
+        raise UserError(
+            f"{base.parent} must be a folder that OpenCV can write videos to, and it can write neither MP4 "
+            "nor AVI there. Choose another --out."
+        )
 
     def write(self, image):
         """Appends a frame; frames of another size than the first are resized."""
@@ -163,4 +167,5 @@ class VideoWriter:
 
 def _natural(name):
     """Sorts picture 2 before picture 10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in re.split(r"(\d+)", name)]
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in parts]

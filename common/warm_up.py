@@ -1,7 +1,7 @@
 """Warm-up requests of a serving bundle: a TFRecord of PredictionLog, which a server runs before it answers.
 
-The messages are written and read by hand, so that exporting does not need the package tensorflow-serving-api. Field
-numbers: apis/prediction_log.proto, predict.proto and model.proto of TensorFlow Serving.
+The messages are written and read by hand, so that exporting does not need the package tensorflow-serving-api.
+Field numbers: apis/prediction_log.proto, predict.proto and model.proto of TensorFlow Serving.
 """
 
 import tensorflow as tf
@@ -28,7 +28,8 @@ def prediction_log(signature, inputs, model="model"):
     request = _field(1, spec)
     for name, value in inputs.items():
         proto = value if isinstance(value, tensor_pb2.TensorProto) else tf.make_tensor_proto(value)
-        request += _field(2, _field(1, name.encode()) + _field(2, proto.SerializeToString()))  # map<string, TensorProto>
+        entry = _field(1, name.encode()) + _field(2, proto.SerializeToString())
+        request += _field(2, entry)  # map<string, TensorProto>
     return _field(6, _field(1, request))  # PredictionLog.predict_log, PredictLog.request
 
 

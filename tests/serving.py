@@ -1,9 +1,10 @@
 """A stand-in for TensorFlow Serving: gRPC and REST over the session loader that the real server uses.
 
-There is no TensorFlow Serving binary in any package index that pip or apt reads, so this small server answers what the
-tests ask: PredictionService.Predict of tensorflow-serving-api, and POST /v1/models/<name>:predict with JSON, base64
-strings included, in row ("instances") and column ("inputs") form. It follows the real one in what is loaded (the
-highest number in the model's folder), in its error codes, and in the forms of its answers. It is not a server to use.
+There is no TensorFlow Serving binary in any package index that pip or apt reads, so this small server answers
+what the tests ask: PredictionService.Predict of tensorflow-serving-api, and POST /v1/models/<name>:predict
+with JSON, base64 strings included, in row ("instances") and column ("inputs") form. It follows the real one in
+what is loaded (the highest number in the model's folder), in its error codes, and in the forms of its answers.
+It is not a server to use.
 """
 
 import base64
@@ -22,7 +23,7 @@ from common import export
 
 
 class Server:
-    """Serves the highest version in `folder` under `name`; ports grpc_port and rest_port; use it with `with`."""
+    """Serves the highest version in `folder` under `name` on grpc_port and rest_port; use it with `with`."""
 
     def __init__(self, name, folder):
         self.name = name
@@ -67,7 +68,8 @@ class _Servicer(prediction_service_pb2_grpc.PredictionServiceServicer):
     def Predict(self, request, context):  # noqa: N802, the name in the service's definition
         server = self.server
         if request.model_spec.name != server.name:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Latest({request.model_spec.name})")
+            missing = f"Servable not found for request: Latest({request.model_spec.name})"
+            context.abort(grpc.StatusCode.NOT_FOUND, missing)
         signature = request.model_spec.signature_name or "serving_default"
         if signature not in server.session.signatures:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, f'Serving signature key "{signature}" not found.')
@@ -118,7 +120,8 @@ def _predict(server, request):
     if "instances" in request:
         rows = request["instances"]
         if len(specs) == 1 and not (isinstance(rows[0], dict) and set(rows[0]) == set(specs)):
-            rows = [{next(iter(specs)): row} for row in rows]  # the name may be left out where there is one input
+            # The name may be left out where there is one input.
+            rows = [{next(iter(specs)): row} for row in rows]
         columns = {name: [row[name] for row in rows] for name in specs}
     else:
         columns = request["inputs"]
@@ -145,7 +148,7 @@ def _array(value, dtype):
 
 
 def _plain(name, value):
-    """JSON values; strings as text, base64 only where the output's name ends with _bytes, as the real server does."""
+    """JSON values; strings as text, base64 only where the output's name ends with _bytes, as really."""
     if value.dtype != object:
         return value.tolist()
     if name.endswith("_bytes"):

@@ -3,10 +3,11 @@
     python -m yolov3.export --run runs/yolov3/voc2007 --out serving/yolov3 --precision bfloat16
 
 Signatures (B batch, S side of the network input, M detections kept, C classes, h, w grid, A anchors):
-serving_default  images float32 [B, S, S, 3] RGB in 0..1, letterboxed by the client -> boxes [B, M, 4] (xyxy, fractions
-                 of the network input, clipped to it), scores [B, M], classes [B, M] int32 (-1 behind the last), num [B]
-image_bytes      image_bytes string [B], JPEG or PNG files of any size -> the same, but boxes in pixels of the picture,
-                 and labels [B, M], the names of the classes ("" behind the last)
+serving_default  images float32 [B, S, S, 3] RGB in 0..1, letterboxed by the client -> boxes [B, M, 4] (xyxy,
+                 fractions of the network input, clipped to it), scores [B, M], classes [B, M] int32 (-1
+                 behind the last), num [B]
+image_bytes      image_bytes string [B], JPEG or PNG files of any size -> the same, but boxes in pixels of the
+                 picture, and labels [B, M], the names of the classes ("" behind the last)
 network          images as above -> logits_0, logits_1, ... [B, h, w, A, 5 + C], small stride first
 """
 
@@ -22,50 +23,53 @@ from yolov3 import predict
 from yolov3.postprocess import postprocess
 
 PRECISIONS = ("float32", "bfloat16")
-# Largest difference of the logits from the Keras model's in float32, as a share of the largest logit, and that of
-# bfloat16 as a share of the standard deviation (root mean square): 8 bits of mantissa through 75 layers.
+# Of the logits from those of the Keras model in float32. float32: the largest difference, as a share of the
+# largest logit. bfloat16, 8 bits of mantissa through 75 layers: the root of the mean square of the differences,
+# as a share of the standard deviation.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 check_bundle = export.check_bundle
 
 
-def signatures(network, config, *, score_threshold=0.25, iou_threshold=0.45, max_detections=100,
-               class_agnostic=False):
-    """{signature name: tf.function} as above; network: ConcreteFunction from images to logits."""
+def signatures(network, config, **options):
+    """{signature name: tf.function} as above.
+
+    network: ConcreteFunction from images to logits; options: keywords of `postprocess`, fixed in the graph.
+    """
     size = config["image_size"]
     anchors = np.array(config["anchors"], np.float32)
     labels = tf.constant([*config["labels"], ""]).numpy()
-
-    def detect(images):
-        return postprocess(network(images), anchors, (size, size), score_threshold=score_threshold,
-                           iou_threshold=iou_threshold, max_detections=max_detections, class_agnostic=class_agnostic)
+    images_spec = tf.TensorSpec([None, size, size, 3], tf.float32, "images")
+    side = tf.TensorSpec([], tf.int32)
 
     def read(encoded):
         image = export.decode_picture(encoded)
         height, width, _ = tf.unstack(tf.shape(image))
         return boxes.letterbox(image, size), height, width
 
-    @tf.function(input_signature=[tf.TensorSpec([None, size, size, 3], tf.float32, "images")], autograph=False)
+    @tf.function(input_signature=[images_spec], autograph=False)
     def serving_default(images):
-        found = detect(images)
+        found = postprocess(network(images), anchors, (size, size), **options)
         return {**found, "boxes": boxes.clip(found["boxes"])}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
     def image_bytes(image_bytes):
-        images, height, width = tf.map_fn(read, image_bytes, fn_output_signature=(
-            tf.TensorSpec([size, size, 3], tf.float32), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int32)))
-        found = detect(images)
-        names = tf.gather(labels, tf.where(found["classes"] < 0, len(labels) - 1, found["classes"]))
-        return {**found, "boxes": boxes.unletterbox_boxes(found["boxes"], height, width, size), "labels": names}
+        read_spec = (tf.TensorSpec([size, size, 3], tf.float32), side, side)
+        images, height, width = tf.map_fn(read, image_bytes, fn_output_signature=read_spec)
+        found = postprocess(network(images), anchors, (size, size), **options)
+        pixels = boxes.unletterbox_boxes(found["boxes"], height, width, size)
+        last = len(labels) - 1
+        names = tf.gather(labels, tf.where(found["classes"] < 0, last, found["classes"]))
+        return {**found, "boxes": pixels, "labels": names}
 
-    @tf.function(input_signature=[tf.TensorSpec([None, size, size, 3], tf.float32, "images")], autograph=False)
+    @tf.function(input_signature=[images_spec], autograph=False)
     def raw(images):
         return {f"logits_{scale}": logits for scale, logits in enumerate(network(images))}
 
     return {"serving_default": serving_default, "image_bytes": image_bytes, "network": raw}
 
 
-def write_bundle(folder, model, config, *, precision="float32", **thresholds):
+def write_bundle(folder, model, config, *, precision="float32", **options):
     """Writes the bundle of a Keras model, not checked and not published: see `export_bundle`.
 
     model: built under the policy that `precision` stands for ("mixed_bfloat16" for bfloat16).
@@ -78,24 +82,24 @@ def write_bundle(folder, model, config, *, precision="float32", **thresholds):
                 ("image_bytes", {"image_bytes": np.array([example], object)})]
     kept = {key: config[key] for key in ("article", "model", "width", "image_size", "labels", "anchors")}
     extra = {"labels.txt": "\n".join(config["labels"]) + "\n",
-             "config.json": json.dumps({**kept, "precision": precision, **thresholds}, indent=2) + "\n",
+             "config.json": json.dumps({**kept, "precision": precision, **options}, indent=2) + "\n",
              "example.jpg": example}
-    export.save(folder, signatures(network, config, **thresholds), requests=requests, extra=extra)
+    export.save(folder, signatures(network, config, **options), requests=requests, extra=extra)
 
 
 def example_picture(size):
     """JPEG bytes of a made-up picture, wider than high, for warm-up and for the README's request."""
     rows, columns = np.mgrid[0:size * 3 // 4, 0:size]
-    image = np.stack([columns * 255 // size, rows * 255 // size, (rows + columns) // 8 % 2 * 160], -1).astype(np.uint8)
-    image = drawing.draw_boxes(image, [[size // 4, size // 4, size // 2, size // 2]], ["example"], class_ids=[1])
-    return tf.io.encode_jpeg(image).numpy()
+    image = np.stack([columns * 255 // size, rows * 255 // size, (rows + columns) // 8 % 2 * 160], axis=-1)
+    box = [size // 4, size // 4, size // 2, size // 2]
+    return tf.io.encode_jpeg(drawing.draw_boxes(image, [box], ["example"], class_ids=[1])).numpy()
 
 
-def check_equal(folder, model, config, *, precision="float32", images=None, **thresholds):
+def check_equal(folder, model, config, *, precision="float32", images=None, **options):
     """Raises UserError unless a bundle in the session loader gives what the float32 Keras model gives.
 
-    Logits are compared with the Keras model's; detections of both signatures with decoding and suppression, run by
-    Keras's side on the same logits: suppression is a choice, which the last bit of a score may turn.
+    Logits are compared with the Keras model's; detections of both signatures with decoding and suppression,
+    run by Keras's side on the same logits: suppression is a choice, which the last bit of a score may turn.
     """
     size, anchors = config["image_size"], np.array(config["anchors"], np.float32)
     example = example_picture(size)
@@ -110,10 +114,11 @@ def check_equal(folder, model, config, *, precision="float32", images=None, **th
             logits = [found[name] for name in sorted(found)]
             _check_logits(folder, logits, model(batch, training=False), precision)
         # The last logits are those of the letterboxed picture.
-        expected = postprocess(logits, anchors, (size, size), **thresholds)
+        expected = postprocess(logits, anchors, (size, size), **options)
         pixels = boxes.unletterbox_boxes(expected["boxes"], [height], [width], size)
         served = session.run("serving_default", {"images": letterboxed})
-        _check_detections(folder, "serving_default", served, {**expected, "boxes": boxes.clip(expected["boxes"])}, 1.0)
+        clipped = {**expected, "boxes": boxes.clip(expected["boxes"])}
+        _check_detections(folder, "serving_default", served, clipped, 1.0)
         served = session.run("image_bytes", {"image_bytes": np.array([example], object)})
         _check_detections(folder, "image_bytes", served, {**expected, "boxes": pixels}, max(height, width))
 
@@ -127,31 +132,35 @@ def _check_logits(folder, logits, expected, precision):
         else:
             error = np.sqrt(np.mean(difference**2) / max(np.var(keras_logits), 1e-6))
         if not error <= TOLERANCE[precision]:
-            raise UserError(f"{folder}: logits of scale {scale} must be those of the Keras model to a share of "
-                            f"{TOLERANCE[precision]}, and differ by {error:.2g}. Export with --precision float32, and "
-                            "check the run with yolov3.evaluate.")
+            raise UserError(
+                f"{folder}: logits of scale {scale} must be those of the Keras model to a share of "
+                f"{TOLERANCE[precision]}, and differ by {error:.2g}. Export with --precision float32, and "
+                "check the run with yolov3.evaluate."
+            )
 
 
 def _check_detections(folder, signature, served, expected, unit):
     for name, value in expected.items():
         tolerance = {"boxes": 1e-3 * unit, "scores": 1e-3}.get(name, 0)
         if not np.allclose(served[name], value, rtol=0, atol=tolerance):
-            raise UserError(f"{folder}: {name} of {signature} must be those of yolov3.postprocess on the same logits, "
-                            "and differ. Export again; if it stays, this build of TensorFlow computes wrongly.")
+            raise UserError(
+                f"{folder}: {name} of {signature} must be those of yolov3.postprocess on the same logits, "
+                "and differ. Export again; if it stays, this build of TensorFlow computes wrongly."
+            )
 
 
-def export_bundle(model, config, out, *, precision="float32", reference=None, **thresholds):
+def export_bundle(model, config, out, *, precision="float32", reference=None, **options):
     """Writes, checks and publishes the next version of a bundle in the folder `out`; returns its path.
 
     model: built under the policy of `precision`. reference: the same in float32, which the bundle must equal;
-    default: model itself. thresholds: keywords of `postprocess`.
+    default: model itself. options: keywords of `postprocess`.
     """
     def check(folder):
         export.check_bundle(folder)
-        check_equal(folder, reference or model, config, precision=precision, **thresholds)
+        check_equal(folder, reference or model, config, precision=precision, **options)
 
     return export.publish(
-        out, lambda folder: write_bundle(folder, model, config, precision=precision, **thresholds), check,
+        out, lambda folder: write_bundle(folder, model, config, precision=precision, **options), check,
         lambda version: readme(pathlib.Path(out), version, config, precision))
 
 
@@ -176,16 +185,16 @@ A new version in this folder is loaded as soon as it has its number.
 
 ## `image_bytes`: files in, pixels out
 
-JPEG or PNG files of any size up to {max_pixels} pixels, EXIF orientation not applied: boxes are in the pixels as
-stored. (`yolov3.predict` turns pictures as viewers do; turn them upright before sending, if they carry a rotation.)
-What is no picture, or too large, fails its whole request with INVALID_ARGUMENT (HTTP 400).
+JPEG or PNG files of any size up to {max_pixels} pixels, EXIF orientation not applied: boxes are in the pixels
+as stored. (`yolov3.predict` turns pictures as viewers do; turn them upright before sending, if they carry a
+rotation.) What is no picture, or too large, fails its whole request with INVALID_ARGUMENT (HTTP 400).
 
     (printf '{{"signature_name": "image_bytes", "instances": [{{"image_bytes": {{"b64": "'; \\
      base64 < photo.jpg | tr -d '\\n'; printf '"}}}}]}}') | \\
       curl -s -d @- http://localhost:8501/v1/models/{name}:predict
 
-Answer, an entry of `predictions` per picture: `boxes` (left, top, right, bottom), `scores`, `classes`, `labels`, best
-first, and `num`, how many of them count; the rest is 0, -1 and "".
+Answer, an entry of `predictions` per picture: `boxes` (left, top, right, bottom), `scores`, `classes`,
+`labels`, best first, and `num`, how many of them count; the rest is 0, -1 and "".
 
     # pip install "{api}"
     import grpc
@@ -203,30 +212,26 @@ first, and `num`, how many of them count; the rest is 0, -1 and "".
 
 ## `serving_default`: images in, fractions out
 
-`images` float32 [B, {size}, {size}, 3], RGB in 0..1, resized into a grey (0.5) square with the ratio kept (letterbox).
-Answers `boxes` in fractions of that square, `scores`, `classes`, `num`.
+`images` float32 [B, {size}, {size}, 3], RGB in 0..1, resized into a grey (0.5) square with the ratio kept
+(letterbox). Answers `boxes` in fractions of that square, `scores`, `classes`, `num`.
 
 ## `network`: images in, logits out
 
-For those who decode and suppress by themselves: `logits_0`, ... small stride first, [B, h, w, anchors, 5 + classes],
-(x, y, w, h, obj, classes). The anchors are in {number}/assets.extra/config.json.
+For those who decode and suppress by themselves: `logits_0`, ... small stride first, [B, h, w, anchors,
+5 + classes], packed (x, y, w, h, obj, classes). The anchors are in {number}/assets.extra/config.json.
 """
 
 
 def define_flags():
     cli.define_run_flag()
+    predict.define_detection_flags()
     flags = cli.flags
     flags.DEFINE_string("out", None, "Folder of the bundle's versions, e.g. serving/yolov3.")
     flags.DEFINE_enum("which", "best", ["best", "last"], "Weights of the best or of the last epoch.")
-    flags.DEFINE_enum("precision", "float32", PRECISIONS, "bfloat16 is about four times as fast on processors with "
-                      "amx_bf16, and slower on those without amx_bf16 or avx512_bf16; half the size either way.")
-    flags.DEFINE_integer("image_size", None, "Side of the network input, a multiple of 32; default: the run's.",
-                         lower_bound=32)
-    flags.DEFINE_float("score_threshold", 0.25, "Detections must score higher.", lower_bound=0.0, upper_bound=1.0)
-    flags.DEFINE_float("iou_threshold", 0.45, "Of boxes that overlap more, the best is kept.", lower_bound=0.0,
-                       upper_bound=1.0)
-    flags.DEFINE_integer("max_detections", 100, "Detections kept in a picture.", lower_bound=1)
-    flags.DEFINE_bool("class_agnostic", False, "One class per box, and boxes suppress those of other classes.")
+    flags.DEFINE_enum("precision", "float32", PRECISIONS, "bfloat16 is about four times as fast on processors "
+                      "with amx_bf16, slow on those without it and avx512_bf16, and half the size.")
+    flags.DEFINE_integer("image_size", None, "Side of the network input, a multiple of 32; default: the "
+                         "run's.", lower_bound=32)
 
 
 def main(args):
@@ -244,11 +249,10 @@ def main(args):
         with predict.dtype_policy("mixed_bfloat16"):
             model = predict.build(config)
         model.set_weights(reference.get_weights())
-    version = export_bundle(
-        model, config, flags.out, precision=flags.precision, reference=reference,
-        score_threshold=flags.score_threshold, iou_threshold=flags.iou_threshold,
-        max_detections=flags.max_detections, class_agnostic=flags.class_agnostic)
-    print(f"{version}: loaded and checked as a server loads it; {pathlib.Path(flags.out) / 'README.md'} says how to use it")
+    version = export_bundle(model, config, flags.out, precision=flags.precision, reference=reference,
+                            **predict.detection_options(flags))
+    print(f"{version}: loaded and checked as a server loads it.")
+    print(f"{pathlib.Path(flags.out) / 'README.md'} says how to serve and ask it.")
 
 
 if __name__ == "__main__":

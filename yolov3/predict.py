@@ -3,8 +3,8 @@
     python -m yolov3.predict --run runs/yolov3/voc2007 photo.jpg folder/ "more/*.png" video.mp4 0
     python -m yolov3.predict --weights yolov3.weights --labels coco.names photo.jpg
 
-Pictures are turned as their EXIF orientation says; boxes are (left, top, right, bottom) in pixels of the picture as
-shown. B batch, S side of the network input, M detections kept, C classes.
+Pictures are turned as their EXIF orientation says; boxes are (left, top, right, bottom) in pixels of the
+picture as shown. B batch, S side of the network input, M detections kept, C classes.
 """
 
 import contextlib
@@ -36,12 +36,16 @@ def load_run(folder, which="best", precision="float32"):
     precision: float32 or mixed_bfloat16, the arithmetic of the network whatever it was trained in.
     """
     if not folder:
-        raise UserError("--run must name a run folder, runs/yolov3/<name>. Train one: python -m yolov3.train --demo")
+        raise UserError(
+            "--run must name a run folder, runs/yolov3/<name>. Train one: python -m yolov3.train --demo"
+        )
     config = training.read_config(folder)
     missing = {"article", "model", "width", "image_size", "labels", "anchors"} - set(config)
     if missing or config["article"] != "yolov3":
-        raise UserError(f"{folder} must be a run of yolov3, and its config.json is of {config.get('article')!r} and "
-                        f"lacks {sorted(missing) or 'nothing'}. Give a folder that yolov3.train wrote.")
+        raise UserError(
+            f"{folder} must be a run of yolov3, and its config.json is of {config.get('article')!r} and "
+            f"lacks {sorted(missing) or 'nothing'}. Give a folder that yolov3.train wrote."
+        )
     with dtype_policy(precision):
         model = build(config)
     training.load_weights(folder, model, which)
@@ -56,13 +60,13 @@ def build(config):
 def load_darknet(weights, labels, name=None, image_size=416, precision="float32"):
     """(model, config) of a Darknet weight file and a text file of class names. Raises UserError."""
     if not labels:
-        raise UserError("--weights needs --labels, a text file with one class name per line, such as coco.names.")
+        raise UserError("--weights needs --labels, a text file with one class name per line (coco.names).")
     labels = convert.read_labels(labels)
     with dtype_policy(precision):
         model, _, name = convert.from_darknet(weights, labels, name)
     anchors = TINY_ANCHORS if name == "tiny" else ANCHORS
-    return model, {"article": "yolov3", "model": name, "width": 1.0, "image_size": image_size, "labels": labels,
-                   "anchors": anchors.tolist()}
+    config = {"article": "yolov3", "model": name, "width": 1.0, "image_size": image_size, "labels": labels}
+    return model, {**config, "anchors": anchors.tolist()}
 
 
 @contextlib.contextmanager
@@ -104,8 +108,9 @@ def openvino_network(concrete, names=None):
     try:
         import openvino
     except ImportError:
-        raise UserError('--runtime openvino needs the package openvino. Install it: pip install -e ".[openvino]"') \
-            from None
+        raise UserError(
+            '--runtime openvino needs the package openvino. Install it: pip install -e ".[openvino]"'
+        ) from None
     converted = openvino.convert_model(concrete)
     compiled = openvino.compile_model(converted, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
     strides_first = [compiled.output(name) for name in names] if names else compiled.outputs
@@ -117,11 +122,12 @@ def openvino_network(concrete, names=None):
     return run
 
 
-def make_detect(infer, config, *, score_threshold, iou_threshold, max_detections, class_agnostic=False):
-    """The function from a list of uint8 RGB pictures of any sizes to (list of detections, seconds of the network).
+def make_detect(infer, config, **options):
+    """The function from a list of uint8 RGB pictures of any sizes to (detections of each, seconds).
 
-    Detections of a picture: list of {"label", "score", "box_xyxy" (pixels of the picture)}, best first. The seconds
-    are those of network and suppression alone.
+    infer: function from images to logits; options: keywords of `postprocess`. Detections of a picture: list
+    of {"label", "score", "box_xyxy" (pixels of the picture)}, best first. The seconds are those of network
+    and suppression alone.
     """
     size, labels = config["image_size"], config["labels"]
     anchors = np.array(config["anchors"], np.float32)
@@ -132,8 +138,7 @@ def make_detect(infer, config, *, score_threshold, iou_threshold, max_detections
 
     @tf.function(reduce_retracing=True, autograph=False)
     def suppress(logits, height, width):
-        found = postprocess(logits, anchors, (size, size), score_threshold=score_threshold,
-                            iou_threshold=iou_threshold, max_detections=max_detections, class_agnostic=class_agnostic)
+        found = postprocess(logits, anchors, (size, size), **options)
         return {**found, "boxes": boxes.unletterbox_boxes(found["boxes"], height, width, size)}
 
     def detect(pictures):
@@ -148,9 +153,12 @@ def make_detect(infer, config, *, score_threshold, iou_threshold, max_detections
 
 
 def _readable(found, index, labels):
-    return [{"label": labels[found["classes"][index, rank]], "score": round(float(found["scores"][index, rank]), 5),
-             "box_xyxy": [round(float(value), 2) for value in found["boxes"][index, rank]]}
-            for rank in range(found["num"][index])]
+    detections = []
+    for rank in range(found["num"][index]):
+        box = [round(float(value), 2) for value in found["boxes"][index, rank]]
+        score = round(float(found["scores"][index, rank]), 5)
+        detections.append({"label": labels[found["classes"][index, rank]], "score": score, "box_xyxy": box})
+    return detections
 
 
 class Writer:
@@ -172,16 +180,19 @@ class Writer:
             path = self._stack.enter_context(files.replacing(self.folder / "detections.jsonl"))
             self._lines = self._stack.enter_context(open(path, "w", encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"--out {self.folder} cannot be written ({files.reason(error)}). Choose another folder.") \
-                from None
+            raise UserError(
+                f"--out {self.folder} cannot be written ({files.reason(error)}). Choose another folder."
+            ) from None
         return self
 
     def write(self, frame, detections):
         """Draws the detections of one frame and appends its line."""
         height, width = frame.image.shape[:2]
-        drawn = drawing.draw_boxes(
-            frame.image, [found["box_xyxy"] for found in detections], [found["label"] for found in detections],
-            [found["score"] for found in detections], [self.labels.index(found["label"]) for found in detections])
+        boxes_xyxy = [found["box_xyxy"] for found in detections]
+        labels = [found["label"] for found in detections]
+        scores = [found["score"] for found in detections]
+        ids = [self.labels.index(label) for label in labels]
+        drawn = drawing.draw_boxes(frame.image, boxes_xyxy, labels, scores, ids)
         if frame.fps is None:
             path = self.folder / f"{self._free_name(frame.source)}.png"
             drawing.write_png(path, drawn)
@@ -201,7 +212,9 @@ class Writer:
 
     def _free_name(self, source):
         """File name without suffix that no earlier source has taken."""
-        stem = pathlib.Path(source).stem.replace(" ", "_") if os.path.exists(source) else re.sub(r"\W", "_", source)
+        stem = re.sub(r"\W", "_", source)  # "camera 0"
+        if os.path.exists(source):
+            stem = pathlib.Path(source).stem
         name, number = stem, 2
         while name in self._names:
             name, number = f"{stem}_{number}", number + 1
@@ -223,8 +236,8 @@ class Writer:
 def predict(arguments, detect, config, out, *, batch_size=1, report=print):
     """Detects in all sources and writes to `out`; says what cannot be read, and goes on.
 
-    Returns {"images", "unreadable" (names), "network_seconds", "seconds", "interrupted"}. Ctrl-C, which ends a camera,
-    keeps what was detected until then.
+    Returns {"images", "unreadable" (names), "network_seconds", "seconds", "interrupted"}. Ctrl-C, which ends
+    a camera, keeps what was detected until then.
     """
     unreadable = []
 
@@ -233,7 +246,7 @@ def predict(arguments, detect, config, out, *, batch_size=1, report=print):
         report(f"unreadable: {name}: {reason}")
 
     size = config["image_size"]
-    detect([np.zeros([size, size, 3], np.uint8)])  # tracing and the first run, which take seconds, are not counted
+    detect([np.zeros([size, size, 3], np.uint8)])  # tracing and the first run are not counted
     count, network_seconds, interrupted, start = 0, 0.0, False, time.perf_counter()
     with Writer(out, config["labels"]) as writer:
         try:
@@ -260,34 +273,46 @@ def _batches(stream, batch_size):
         yield batch
 
 
+def define_detection_flags():
+    """Flags of what is kept as a detection, shared with export; `detection_options` reads them."""
+    flags = cli.flags
+    share = {"lower_bound": 0.0, "upper_bound": 1.0}
+    flags.DEFINE_float("score_threshold", 0.25, "Detections must score higher.", **share)
+    flags.DEFINE_float("iou_threshold", 0.45, "Of boxes that overlap more, the best is kept.", **share)
+    flags.DEFINE_integer("max_detections", 100, "Detections kept in a picture.", lower_bound=1)
+    flags.DEFINE_bool("class_agnostic", False, "One class per box; boxes suppress those of other classes.")
+
+
+def detection_options(flags):
+    """Keywords of `postprocess`."""
+    names = ("score_threshold", "iou_threshold", "max_detections", "class_agnostic")
+    return {name: flags[name].value for name in names}
+
+
 def define_flags():
     cli.define_run_flag()
+    define_detection_flags()
     flags = cli.flags
     flags.DEFINE_enum("which", "best", ["best", "last"], "Weights of the best or of the last epoch.")
     flags.DEFINE_string("weights", None, "Darknet weight file, instead of --run; needs --labels.")
     flags.DEFINE_string("labels", None, "Text file with one class name per line, for --weights.")
-    flags.DEFINE_enum("model", None, list(MODELS), "Network of --weights; default: the one that its length fits.")
-    flags.DEFINE_integer("image_size", None, "Side of the network input, a multiple of 32; default: the run's, or 416.",
-                         lower_bound=32)
+    flags.DEFINE_enum("model", None, list(MODELS), "Network of --weights; default: the one its length fits.")
+    flags.DEFINE_integer("image_size", None, "Side of the network input, a multiple of 32; default: the "
+                         "run's, or 416.", lower_bound=32)
     flags.DEFINE_string("bundle", None, "Exported bundle, instead of --run.")
     flags.DEFINE_string("out", "predictions", "Folder of the drawn pictures and of detections.jsonl.")
-    flags.DEFINE_float("score_threshold", 0.25, "Detections must score higher.", lower_bound=0.0, upper_bound=1.0)
-    flags.DEFINE_float("iou_threshold", 0.45, "Of boxes that overlap more, the best is kept.", lower_bound=0.0,
-                       upper_bound=1.0)
-    flags.DEFINE_integer("max_detections", 100, "Detections kept in a picture.", lower_bound=1)
-    flags.DEFINE_bool("class_agnostic", False, "One class per box, and boxes suppress those of other classes.")
     flags.DEFINE_integer("batch_size", 1, "Pictures per run of the network.", lower_bound=1)
     flags.DEFINE_enum("runtime", "keras", RUNTIMES, "openvino is faster on Intel processors, and an extra.")
-    flags.DEFINE_enum("precision", "float32", PRECISIONS, "Arithmetic under --runtime keras; bfloat16 is faster on "
-                      "processors with amx_bf16 or avx512_bf16 only.")
+    flags.DEFINE_enum("precision", "float32", PRECISIONS, "Arithmetic under --runtime keras; bfloat16 is "
+                      "faster on processors with amx_bf16 or avx512_bf16 only.")
 
 
 def load_flags(flags):
     """(network, config) that --run, --weights or --bundle stands for."""
     given = [name for name in ("run", "weights", "bundle") if flags[name].value]
     if len(given) != 1:
-        raise UserError(f"Exactly one of --run, --weights and --bundle must be given; {' and '.join(given) or 'none'} "
-                        "came.")
+        came = " and ".join(given) or "none"
+        raise UserError(f"Exactly one of --run, --weights and --bundle must be given; {came} came.")
     size = flags.image_size
     if size and size % 32:
         raise UserError(f"--image_size must be a multiple of 32; {size} came.")
@@ -307,18 +332,20 @@ def load_flags(flags):
 def main(args):
     flags = cli.FLAGS
     if not args:
-        raise UserError("Say what to look at: files, folders, globs, videos or a camera's number, e.g. photo.jpg")
+        raise UserError(
+            "Say what to look at: files, folders, globs, videos or a camera's number, e.g. photo.jpg"
+        )
     infer, config = load_flags(flags)
-    detect = make_detect(infer, config, score_threshold=flags.score_threshold, iou_threshold=flags.iou_threshold,
-                         max_detections=flags.max_detections, class_agnostic=flags.class_agnostic)
+    detect = make_detect(infer, config, **detection_options(flags))
     result = predict(args, detect, config, flags.out, batch_size=flags.batch_size,
                      report=functools.partial(print, file=sys.stderr))
     count, unreadable = result["images"], result["unreadable"]
     if not count and not result["interrupted"]:
         raise UserError(f"None of the {len(unreadable)} sources could be read; their names stand above.")
     if count:
-        print(f"{count} images, {count / result['network_seconds']:.1f} per second in the network and suppression, "
-              f"{count / result['seconds']:.1f} all in; {len(unreadable)} unreadable")
+        network_rate, rate = count / result["network_seconds"], count / result["seconds"]
+        print(f"{count} images, {network_rate:.1f} per second in network and suppression, {rate:.1f} all in; "
+              f"{len(unreadable)} unreadable")
         print(pathlib.Path(flags.out) / "detections.jsonl")
     if result["interrupted"]:
         raise KeyboardInterrupt

@@ -21,7 +21,9 @@ def test_box_has_the_colour_of_its_class_and_input_is_untouched():
     assert (drawn[70:140, 60:190] == 90).all() and (drawn[160:] == 90).all()
 
 
-@pytest.mark.parametrize("box", [[0, 0, 20, 20], [280, 0, 299, 20], [-50, -50, 400, 300], [290, 190, 299, 199]])
+@pytest.mark.parametrize(
+    "box", [[0, 0, 20, 20], [280, 0, 299, 20], [-50, -50, 400, 300], [290, 190, 299, 199]]
+)
 def test_tags_stay_inside_the_picture(box, monkeypatch):
     texts = []
     original = cv2.putText

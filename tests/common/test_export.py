@@ -81,7 +81,9 @@ def test_frozen_model_in_the_session_loader(case, tmp_path):
     def serve(images):
         return dict(zip(("map", "vector"), frozen(images)))
 
-    export.save(tmp_path / "1", {"serving_default": serve}, requests=[("serving_default", {"images": images})])
+    export.save(
+        tmp_path / "1", {"serving_default": serve}, requests=[("serving_default", {"images": images})]
+    )
     found = export.check_bundle(tmp_path / "1")["serving_default"]
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4)
@@ -92,7 +94,9 @@ def test_check_finds_what_is_wrong(tmp_path):
     def bundle(name, function, spec):
         concrete = tf.function(function, input_signature=[spec])
         value = np.array([b"x"], object) if spec.dtype == tf.string else np.ones([2, 3], np.float32)
-        export.save(tmp_path / name, {"serving_default": concrete}, requests=[("serving_default", {"x": value})])
+        export.save(
+            tmp_path / name, {"serving_default": concrete}, requests=[("serving_default", {"x": value})]
+        )
         return tmp_path / name
 
     floats = tf.TensorSpec([None, 3], tf.float32, "x")
@@ -150,10 +154,19 @@ def test_decoding_refuses_what_is_no_picture_and_pixel_bombs():
     jpeg = encoded(".jpg", np.zeros([16, 16, 3], np.uint8))
     start = jpeg.index(b"\xff\xc0") + 5
     jpeg_bomb = jpeg[:start] + b"\xff\xdc\xff\xdc" + jpeg[start + 4:]
-    bad = {b"": "JPEG or PNG", b"no picture": "JPEG or PNG", encoded(".bmp", picture()): "JPEG or PNG",
-           png_bomb(12_000, 12_000): "pixels", png_bomb(2**31 - 1, 2**31 - 1): "pixels", png_bomb(0, 5): "pixels",
-           jpeg_bomb: "pixels", jpeg[:40]: None, jpeg[:-100]: None, encoded(".png", picture())[:20]: None,
-           encoded(".png", picture())[:-30]: None}
+    bad = {
+        b"": "JPEG or PNG",
+        b"no picture": "JPEG or PNG",
+        encoded(".bmp", picture()): "JPEG or PNG",
+        png_bomb(12_000, 12_000): "pixels",
+        png_bomb(2**31 - 1, 2**31 - 1): "pixels",
+        png_bomb(0, 5): "pixels",
+        jpeg_bomb: "pixels",
+        jpeg[:40]: None,
+        jpeg[:-100]: None,
+        encoded(".png", picture())[:20]: None,
+        encoded(".png", picture())[:-30]: None,
+    }
     for data, message in bad.items():
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             decode(data)

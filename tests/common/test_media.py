@@ -108,8 +108,10 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(tmp_path):
     assert [frame.source for frame in found] == [str(tmp_path / "good.png")]
     assert list(unreadable) == [str(tmp_path / name) for name in names]
     reasons = [unreadable[str(tmp_path / name)] for name in names]
-    for reason, expected in zip(reasons, ("JPEG", "empty", "not a picture", "12000 x 12000", "video", "no pictures",
-                                          "no such", "no such")):
+    for reason, expected in zip(
+        reasons,
+        ("JPEG", "empty", "not a picture", "12000 x 12000", "video", "no pictures", "no such", "no such"),
+    ):
         assert expected in reason
 
 

@@ -1,4 +1,4 @@
-"""The exported detector as a server loads it, through its client's protos, REST, saved_model_cli and the README."""
+"""The exported detector as a server loads it: session, gRPC, REST, saved_model_cli, the README's requests."""
 
 import base64
 import json
@@ -40,10 +40,14 @@ ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
 def pictures():
-    """uint8 pictures of several sizes and their files: a wide JPEG, a high PNG, a gray PNG larger than the input."""
+    """uint8 pictures and their files: a wide JPEG, a high PNG, a gray PNG larger than the network's input."""
     shapes = [(50, 130, 3), (200, 90, 3), (300, 300)]
-    images = [cv2.resize(RNG.integers(0, 256, (6, 7, *shape[2:]), np.uint8), shape[1::-1]) for shape in shapes]
-    files = [cv2.imencode(suffix, image)[1].tobytes() for suffix, image in zip((".jpg", ".png", ".png"), images)]
+    images = [
+        cv2.resize(RNG.integers(0, 256, (6, 7, *shape[2:]), np.uint8), shape[1::-1]) for shape in shapes
+    ]
+    files = [
+        cv2.imencode(suffix, image)[1].tobytes() for suffix, image in zip((".jpg", ".png", ".png"), images)
+    ]
     return [tf.io.decode_image(data, channels=3) for data in files], files
 
 
@@ -60,7 +64,8 @@ def out(model, tmp_path_factory):
     with predict.dtype_policy("mixed_bfloat16"):
         half = predict.build(CONFIG)
     half.set_weights(model.get_weights())
-    version = yolov3_export.export_bundle(half, CONFIG, out, precision="bfloat16", reference=model, **THRESHOLDS)
+    options = {"precision": "bfloat16", "reference": model, **THRESHOLDS}
+    version = yolov3_export.export_bundle(half, CONFIG, out, **options)
     assert version == out / "2"
     return out
 
@@ -84,7 +89,9 @@ def assert_same_detections(found, expected, unit=1.0):
     assert set(expected) <= set(found)
     for name, value in expected.items():
         # float32 rounding of the folded kernels, through exp() of the sizes.
-        np.testing.assert_allclose(found[name], value, rtol=0, atol={"boxes": 2e-4 * unit, "scores": 1e-4}.get(name, 0))
+        np.testing.assert_allclose(
+            found[name], value, rtol=0, atol={"boxes": 2e-4 * unit, "scores": 1e-4}.get(name, 0)
+        )
 
 
 def test_float_images_give_what_keras_gives(model, out):
@@ -108,8 +115,10 @@ def test_files_give_what_keras_gives_in_pixels_of_the_original(model, out):
     names = [[(LABELS + [""])[i].encode() for i in row] for row in found["classes"]]
     np.testing.assert_array_equal(found["labels"], np.array(names, object))
     for name, value in alone.items():
-        np.testing.assert_array_equal(value[0], found[name][1]) if value.dtype.kind != "f" else \
-            np.testing.assert_allclose(value[0], found[name][1], atol=1e-2)  # another batch, another order of sums
+        if value.dtype.kind == "f":  # another batch, another order of sums
+            np.testing.assert_allclose(value[0], found[name][1], atol=1e-2)
+        else:
+            np.testing.assert_array_equal(value[0], found[name][1])
 
 
 def test_bfloat16_is_close_and_half_the_size(model, out):
@@ -140,7 +149,8 @@ def test_bundle_holds_labels_warm_up_and_readme(out):
     assert config["anchors"] == CONFIG["anchors"] and config["precision"] == "float32"
     records = tf.data.TFRecordDataset(str(extra / warm_up.FILE)).as_numpy_iterator()
     requests = [prediction_log_pb2.PredictionLog.FromString(record).predict_log.request for record in records]
-    assert {request.model_spec.signature_name for request in requests} == {"serving_default", "image_bytes", "network"}
+    names = {request.model_spec.signature_name for request in requests}
+    assert names == {"serving_default", "image_bytes", "network"}
     assert tf.make_ndarray(requests[0].inputs["images"]).shape == (1, SIZE, SIZE, 3)
     assert "tensorflow/serving:2." in (out / "README.md").read_text("utf-8")
     assert set(yolov3_export.check_bundle(out / "2")) == {"serving_default", "image_bytes", "network"}
@@ -162,7 +172,8 @@ def test_grpc(float32_server, model):
 
         def send(data):
             request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto(data, tf.string))
-            return {name: tf.make_ndarray(proto) for name, proto in stub.Predict(request, timeout=60).outputs.items()}
+            outputs = stub.Predict(request, timeout=60).outputs
+            return {name: tf.make_ndarray(proto) for name, proto in outputs.items()}
 
         found = send(data)
         assert found["num"].shape == (3,) and found["labels"][0, 0].decode() in LABELS
@@ -186,14 +197,16 @@ def test_grpc(float32_server, model):
 
 def post(server, request):
     address = f"http://localhost:{server.rest_port}/v1/models/yolov3:predict"
-    with urllib.request.urlopen(urllib.request.Request(address, json.dumps(request).encode()), timeout=60) as reply:
+    with urllib.request.urlopen(address, json.dumps(request).encode(), timeout=60) as reply:
         return json.load(reply)
 
 
 def test_rest(float32_server):
     _, data = pictures()
     encoded = [{"b64": base64.b64encode(item).decode()} for item in data]
-    rows = post(float32_server, {"signature_name": "image_bytes", "instances": [{"image_bytes": e} for e in encoded]})
+    rows = post(
+        float32_server, {"signature_name": "image_bytes", "instances": [{"image_bytes": e} for e in encoded]}
+    )
     assert len(rows["predictions"]) == 3
     row = rows["predictions"][1]
     assert set(row) == {"boxes", "scores", "classes", "labels", "num"}
@@ -220,8 +233,9 @@ def test_the_readme_works_as_it_stands(float32_server, out, tmp_path):
     python.write_text("\n".join(line[4:] for line in code.splitlines()))
     reply = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, timeout=60, check=True)
     (row,) = json.loads(reply.stdout)["predictions"]
-    reply = subprocess.run([sys.executable, str(python)], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-                           env=ENVIRONMENT, check=True)
+    reply = subprocess.run(
+        [sys.executable, str(python)], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env=ENVIRONMENT, check=True)
     assert row["labels"][0] in reply.stdout
 
 
@@ -254,8 +268,12 @@ def test_saved_model_cli(out, tmp_path):
         [*run, "--signature_def", "image_bytes", "--inputs", f"image_bytes={tmp_path}/files.npy", "--outdir",
          tmp_path / "files"]]
     program = pathlib.Path(sys.executable).with_name("saved_model_cli")
-    processes = [subprocess.Popen([program, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                  env=ENVIRONMENT) for command in commands]
+    processes = [
+        subprocess.Popen(
+            [program, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        )
+        for command in commands
+    ]
     outputs = [process.communicate(timeout=120) for process in processes]
     for process, (_, errors) in zip(processes, outputs):
         assert process.returncode == 0, errors[-2000:]
@@ -271,11 +289,12 @@ def test_command(model, tmp_path):
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.json").write_text(json.dumps(CONFIG))
     checkpoints.write_best(run / "checkpoints" / "best.weights.h5", model, {"value": 0.5, "step": 1})
-    process = subprocess.run(
-        [sys.executable, "-m", "yolov3.export", "--run", run, "--out", tmp_path / "serving", "--precision", "bfloat16",
-         "--image_size", "64", "--score_threshold", "0.3"], capture_output=True, text=True, timeout=120,
-        env=ENVIRONMENT, cwd=pathlib.Path(__file__).parents[2])
+    command = [sys.executable, "-m", "yolov3.export", "--run", run, "--out", tmp_path / "serving",
+               "--precision", "bfloat16", "--image_size", "64", "--score_threshold", "0.3"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT,
+                             cwd=pathlib.Path(__file__).parents[2])
     assert process.returncode == 0, process.stderr[-2000:]
     assert f"{tmp_path}/serving/1" in process.stdout
     with export.Session(tmp_path / "serving" / "1") as session:
-        assert session.run("network", {"images": np.zeros([1, 64, 64, 3], np.float32)})["logits_0"].shape[1:3] == (4, 4)
+        found = session.run("network", {"images": np.zeros([1, 64, 64, 3], np.float32)})
+    assert found["logits_0"].shape == (1, 4, 4, 3, 8)
