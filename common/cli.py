@@ -62,3 +62,9 @@ def define_training_flags(article, *, batch_size, epochs, learning_rate):
 def define_run_flag():
     """`--run`, the only thing that evaluate, predict and export need."""
     flags.DEFINE_string("run", None, "Run folder written by train.py.")
+
+
+def no_arguments(args):
+    """Refuses words that are not flags: a forgotten -- must not be ignored."""
+    if args:
+        raise UserError(f"This command takes flags only; it came with {' '.join(args)!r}. See --help.")

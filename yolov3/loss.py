@@ -3,7 +3,7 @@
 Article, "Loss Function": xy, wh, objectness, no-objectness and class loss. Both functions take
 
     targets      {"boxes_xyxy": [B, N, 4] all truth boxes in fractions of the network input, zero behind the last,
-                  "grids": a list over scales of [B, h, w, A, 5 + C], packed (x, y, w, h, obj, classes)}
+                  "grids": a tuple over scales of [B, h, w, A, 5 + C], packed (x, y, w, h, obj, classes)}
     predictions  the list of logits [B, h, w, A, 5 + C] that the network puts out
 
 and return a dict of the five parts, each [B], a sum over cells, anchors and classes: never an average over the batch.

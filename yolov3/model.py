@@ -43,7 +43,8 @@ def conv_block(numbers, x, filters, kernel_size, strides=1):
                             kernel_initializer="he_normal", name=f"conv_{number:03d}")(x)
     # 1e-6 as in OpenCV and, outside the root, in Darknet's processor code; its GPU code has 1e-5, with which
     # boxes of the 75-layer networks came out 1e-3 away from both.
-    x = BatchNormalization(epsilon=1e-6, name=f"bn_{number:03d}")(x)
+    # Darknet's momentum is 0.99; 0.97 forgets the random start within a few hundred steps.
+    x = BatchNormalization(momentum=0.97, epsilon=1e-6, name=f"bn_{number:03d}")(x)
     return keras.layers.LeakyReLU(negative_slope=0.1)(x)
 
 

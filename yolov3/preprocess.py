@@ -1,4 +1,4 @@
-"""From a data set to detection records, and from records to batches with the targets that the loss compares with.
+"""From a data set to detection records, and from records to batches with the targets of the loss.
 
     python -m yolov3.preprocess --dataset voc2007 --source VOCdevkit        builds tfrecords/voc2007
     python -m yolov3.preprocess --dataset voc2007 --check --kmeans --visualize
@@ -218,14 +218,8 @@ def multi_scale_sizes(image_size):
     return [32 * size for size in range(max(round(low), 1), int(high) + 1)]
 
 
-def command(name):
-    """The command line that builds the record set `name`, for messages."""
-    sources = {"voc2007": "VOCdevkit", "voc2012": "VOCdevkit", "coco2017": "coco"}
-    return f"python -m yolov3.preprocess --dataset {name} --source {sources.get(name, 'FOLDER')}"
-
-
 def decode_targets(grids, anchors, size):
-    """[(box_xyxy in fractions of the network input, labels, scale, anchor)]: what the grids of one picture stand for."""
+    """What the grids of one picture stand for: [(box_xyxy in fractions, labels, scale, anchor)]."""
     found = []
     for scale, grid in enumerate(grids):
         grid = np.asarray(grid)
@@ -241,28 +235,30 @@ def decode_targets(grids, anchors, size):
 def visualize(folder, split, path, *, labels, anchors, strides, image_size, seed=0, count=12):
     """Writes a PNG of `count` records after augmentation, with their targets decoded back to boxes.
 
-    Article, "Preprocessing": look at your ground truth after all of the preprocessing. A box is named by its class,
-    stride and anchor. Returns (objects before augmentation, after it, targets).
+    Article, "Preprocessing": look at your ground truth after all of the preprocessing. A box is named by its
+    class, stride and anchor. Returns (objects before augmentation, after it, targets).
     """
     pictures, before, after, targets = [], 0, 0, 0
     for item in records.dataset(folder, split, seed=seed, epochs=1).take(count):
         example = parse(item["record"])
+        item_seed = tf.stack([seed, item["index"]])
         image, truth, classes = augment(
-            example["image"], example["boxes_xyxy"], example["labels"], tf.stack([seed, item["index"]]), image_size)
+            example["image"], example["boxes_xyxy"], example["labels"], item_seed, image_size)
         grids = encode_targets(truth, classes, anchors, strides, image_size, len(labels))
         decoded = decode_targets(grids, anchors, image_size)
         names = [f"{'+'.join(labels[i] for i in ids)} /{strides[scale]} {anchors[scale][anchor][0]:g}x"
                  f"{anchors[scale][anchor][1]:g}" for _, ids, scale, anchor in decoded]
         boxes_xyxy = np.reshape([box for box, *_ in decoded], [-1, 4]) * image_size
         pixels = np.rint(image.numpy() * 255).astype(np.uint8)
-        pictures.append(drawing.draw_boxes(pixels, boxes_xyxy, names, class_ids=[ids[0] for _, ids, *_ in decoded]))
+        colors = [ids[0] for _, ids, *_ in decoded]
+        pictures.append(drawing.draw_boxes(pixels, boxes_xyxy, names, class_ids=colors))
         before, after, targets = before + len(example["labels"]), after + len(classes), targets + len(decoded)
     drawing.write_png(path, drawing.grid(pictures))
     return before, after, targets
 
 
 def ensure_records(name):
-    """The folder of the record set `name` (or a path), built on the spot if its data can be had without a folder."""
+    """The folder of the record set `name` (or a path), built on the spot if its data can be had at once."""
     try:
         return records.resolve(name, command=command(name))
     except UserError:
@@ -279,11 +275,12 @@ def command(name):
     return f"python -m yolov3.preprocess --dataset {shlex.quote(name)}{source}"
 
 
-def build(name, source=None, folder=None, *, labels=None, shards=None, num_workers=None, skip_bad=False, seed=0):
+def build(name, source=None, folder=None, *, labels=None, shards=None, num_workers=None, skip_bad=False,
+          seed=0):
     """Writes the records of a data set, says what was repaired or skipped, and returns their folder.
 
-    source: folder in VOC or COCO layout; None makes the demo, or takes the set from tensorflow-datasets. labels: class
-    names, None as found. The rest as in `detection.build_records`. Raises UserError.
+    source: folder in VOC or COCO layout; None makes the demo, or takes the set from tensorflow-datasets. labels:
+    class names, None as found. The rest as in `detection.build_records`. Raises UserError.
     """
     folder = pathlib.Path(folder or pathlib.Path("tfrecords") / name)
     if name == "demo" and source is None:
@@ -291,8 +288,8 @@ def build(name, source=None, folder=None, *, labels=None, shards=None, num_worke
     else:
         from common import detection_sources
         found = detection_sources.find(name, source, labels)
-    detection.build_records(found._replace(name=folder.name), folder.parent, shards=shards, num_workers=num_workers,
-                            on_bad="skip" if skip_bad else "error")
+    detection.build_records(found._replace(name=folder.name), folder.parent, shards=shards,
+                            num_workers=num_workers, on_bad="skip" if skip_bad else "error")
     return folder
 
 
@@ -302,34 +299,34 @@ def read_labels(text):
     names = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
     names = [name.strip() for name in names if name.strip()]
     if not names or len(set(names)) < len(names) or (len(names) == 1 and path.suffix):
-        raise UserError(f"--labels must be different class names, a,b,c, or a text file with one per line; {text!r} "
-                        f"{'names one twice' if len(set(names)) < len(names) else 'is neither'}.")
+        raise UserError(f"--labels must be different class names, a,b,c, or a text file with one per line; "
+                        f"{text!r} {'names one twice' if len(set(names)) < len(names) else 'is neither'}.")
     return names
 
 
 def define_flags():
     flags = cli.flags
-    flags.DEFINE_string("dataset", None, "voc2007, voc2012, coco2017, demo, or a name for a folder of your own.")
-    flags.DEFINE_string("source", None, "Folder in VOC or COCO layout; default: tensorflow-datasets, which downloads.")
-    flags.DEFINE_string("labels", None, "Class names, a,b,c or a text file with one per line; default: as found.")
+    flags.DEFINE_string("dataset", None, "voc2007, voc2012, coco2017, demo, or a name for your own folder.")
+    flags.DEFINE_string("source", None, "Folder in VOC or COCO layout; default: tensorflow-datasets (online).")
+    flags.DEFINE_string("labels", None, "Class names, a,b,c or a file with one per line; default: as found.")
     flags.DEFINE_string("out", None, "Folder of the records; default tfrecords/<dataset>.")
     flags.DEFINE_integer("shards", None, "Files per split; default one for 1,000 pictures.", lower_bound=1)
     flags.DEFINE_integer("workers", None, "Pictures read at a time; default one per CPU.", lower_bound=1)
-    flags.DEFINE_bool("skip_bad", False, "Leave pictures and annotations out that cannot be used, and list them.")
+    flags.DEFINE_bool("skip_bad", False, "Leave out, and list, pictures and annotations that cannot be used.")
     flags.DEFINE_bool("check", False, "Examine records that are already built.")
     flags.DEFINE_bool("kmeans", False, "Look for anchors for this data set.")
-    flags.DEFINE_bool("visualize", False, "Draw augmented records and their targets into the records' folder.")
-    flags.DEFINE_enum("model", "yolov3", list(DEFAULT_ANCHORS), "Network whose anchors and strides are looked at.")
+    flags.DEFINE_bool("visualize", False, "Draw augmented records with their targets.")
+    flags.DEFINE_enum("model", "yolov3", list(DEFAULT_ANCHORS), "Network whose anchors are looked at.")
     flags.DEFINE_integer("image_size", 416, "Side of the network input, a multiple of 32.", lower_bound=32)
-    flags.DEFINE_integer("seed", 0, "Seed of made-up pictures, of k-means and of the augmentation that is drawn.")
+    flags.DEFINE_integer("seed", 0, "Seed of made-up pictures, k-means and drawn augmentation.")
 
 
 def main(args):
     cli.no_arguments(args)
     flags = cli.FLAGS
     if not flags.dataset:
-        raise UserError("Give --dataset NAME: voc2007, voc2012, coco2017, demo, or a name for a folder of your own, "
-                        "which --source then names.")
+        raise UserError("Give --dataset NAME: voc2007, voc2012, coco2017, demo, or a name for a folder of your "
+                        "own, which --source then names.")
     if flags.image_size % 32:
         raise UserError(f"--image_size must be a multiple of 32; {flags.image_size} came.")
     folder = pathlib.Path(flags.out or pathlib.Path("tfrecords") / flags.dataset)
@@ -353,15 +350,16 @@ def look(folder, flags):
         parts = findings.contents.values()                                 # article: over the whole data set
         found = doctor.find_anchors(parts, *anchors.shape[:2], flags.image_size, seed=flags.seed)
         print(doctor.compare_anchors(parts, anchors, found, flags.image_size))
-        print(f"python -m yolov3.train --tfrecords {shlex.quote(flags.out or flags.dataset)} --model {flags.model} "
-              f'--image_size {flags.image_size} --anchors "{doctor.anchors_text(found)}"')
+        name = shlex.quote(flags.out or flags.dataset)
+        print(f"python -m yolov3.train --tfrecords {name} --model {flags.model} --image_size {flags.image_size} "
+              f'--anchors "{doctor.anchors_text(found)}"')
     if flags.visualize:
-        split, *_ = (name for name, entry in records.read_manifest(folder)["splits"].items() if entry["examples"])
-        before, after, targets = visualize(
-            folder, split, folder / "targets.png", labels=records.read_manifest(folder)["labels"], anchors=anchors,
-            strides=strides, image_size=flags.image_size, seed=flags.seed)
-        print(f"{folder / 'targets.png'}: of {before} objects {after} are in view after augmentation, {targets} of them "
-              "have a cell and anchor")
+        manifest, path = records.read_manifest(folder), folder / "targets.png"
+        split, *_ = (name for name, entry in manifest["splits"].items() if entry["examples"])
+        before, after, targets = visualize(folder, split, path, labels=manifest["labels"], anchors=anchors,
+                                           strides=strides, image_size=flags.image_size, seed=flags.seed)
+        print(f"{path}: of {before} objects {after} are in view after augmentation, {targets} of them have a cell "
+              "and anchor")
     if flags.check:
         detection_doctor.require_sound(findings)
 
