@@ -1,7 +1,7 @@
 """What is in a detection record set, and what is wrong with it: every article's `preprocess.py --check`.
 
-A problem is what no training should see: a box without area, a class that the manifest does not know, a picture that
-cannot be decoded. A note is what its owner should know: a class without objects, a picture in two splits.
+A problem is what no training should see: a box without area, a class that the manifest does not know, a picture
+that cannot be decoded. A note is what its owner should know: a class without objects, a picture in two splits.
 
 P pictures, N objects of all pictures, C classes. Boxes are fractions of the picture.
 """
@@ -47,13 +47,13 @@ class Findings(NamedTuple):
 def examine(folder, *, decode=True, progress=False):
     """Reads a whole record set, files against the manifest's sha256 and counts first, and returns `Findings`.
 
-    decode: also decode every picture. Raises UserError if a file is damaged or a record is none of a detection set.
+    decode: also decode every picture. Raises UserError if a file is damaged, or no detection records.
     """
     folder = pathlib.Path(folder)
     records.verify(folder)
     manifest = records.read_manifest(folder)
     if manifest["kind"] != "detection":
-        raise UserError(f"{folder} must be a detection record set, and its manifest says {manifest['kind']!r}.")
+        raise UserError(f"{folder} must be a detection record set; its manifest says {manifest['kind']!r}.")
     contents, problems = {}, collections.defaultdict(list)
     for split, entry in manifest["splits"].items():
         if entry["examples"]:
@@ -62,7 +62,8 @@ def examine(folder, *, decode=True, progress=False):
                 problems[what] += [f"{split} {name}" for name in names]
             objects = len(contents[split].labels)
             if entry.get("objects", objects) != objects:
-                problems[f"number of objects, {objects}, unlike the manifest's, {entry['objects']}"].append(split)
+                what = f"number of objects, {objects}, unlike the manifest's, {entry['objects']}"
+                problems[what].append(split)
     return Findings(folder, manifest, contents, dict(problems), find_notes(contents, manifest["labels"]))
 
 
@@ -73,8 +74,10 @@ def read(folder, split, *, decode=True, progress=False):
         image_bytes = example.pop("image_bytes")
         example["fingerprint"] = tf.strings.to_hash_bucket_fast(image_bytes, 2 ** 62)
         if not decode:
-            return tf.data.Dataset.from_tensors({**example, "found": tf.stack([example["height"], example["width"]])})
-        size = tf.data.Dataset.from_tensors(image_bytes).map(lambda data: tf.shape(detection.decode_image(data))[:2])
+            example["found"] = tf.stack([example["height"], example["width"]])
+            return tf.data.Dataset.from_tensors(example)
+        picture = tf.data.Dataset.from_tensors(image_bytes)
+        size = picture.map(lambda data: tf.shape(detection.decode_image(data))[:2])
         nothing = tf.data.Dataset.from_tensors(tf.zeros([2], tf.int32))
         found = size.ignore_errors().concatenate(nothing).take(1)
         return found.map(lambda found: {**example, "found": found})
@@ -89,9 +92,10 @@ def read(folder, split, *, decode=True, progress=False):
             for key, value in example.items():
                 columns[key].append(value)
     except tf.errors.InvalidArgumentError as error:
-        raise UserError(f"Record {len(columns['found'])} of {split} in {folder} must be a detection record, and cannot "
-                        f"be parsed: {error.message.splitlines()[0]} Build the set again.") from None
-    objects = {key: np.concatenate(columns[key]) for key in ("boxes_xyxy", "labels", "difficult", "is_crowd", "area")}
+        raise UserError(f"Record {len(columns['found'])} of {split} in {folder} must be a detection record, "
+                        f"and cannot be parsed: {error.message.splitlines()[0]} Build the set again.") from None
+    objects = {key: np.concatenate(columns[key])
+               for key in ("boxes_xyxy", "labels", "difficult", "is_crowd", "area")}
     return Contents(
         filenames=np.array([name.decode(errors="replace") for name in columns["filename"]]),
         sizes=np.stack([columns["height"], columns["width"]], axis=-1), found=np.array(columns["found"]),
@@ -105,17 +109,19 @@ def find_problems(contents, num_classes):
     x1, y1, x2, y2 = contents.boxes_xyxy.T
     finite = np.isfinite(contents.boxes_xyxy).all(axis=1)
     inside = ((contents.boxes_xyxy >= -ROUNDING) & (contents.boxes_xyxy <= 1 + ROUNDING)).all(axis=1)
+    unknown = (contents.labels < 0) | (contents.labels >= num_classes)
     unreadable = ~contents.found.all(axis=1)
+    other_size = ~unreadable & (contents.found != contents.sizes).any(axis=1)
     objects = {
         "box with NaN or infinity": ~finite,
         "box without area": finite & ((x2 <= x1) | (y2 <= y1)),
         "box outside the picture": finite & ~inside,
-        f"class id outside the {num_classes} labels": (contents.labels < 0) | (contents.labels >= num_classes),
+        f"class id outside the {num_classes} labels": unknown,
     }
     problems = {what: contents.filenames[contents.picture[mask]].tolist() for what, mask in objects.items()}
     pictures = {
         "picture that cannot be decoded": unreadable,
-        "picture of another size than its record says": ~unreadable & (contents.found != contents.sizes).any(axis=1),
+        "picture of another size than its record says": other_size,
     }
     problems |= {what: contents.filenames[mask].tolist() for what, mask in pictures.items()}
     return {what: names for what, names in problems.items() if names}
@@ -131,18 +137,18 @@ def find_notes(contents, labels):
         same = np.concatenate([part.picture[:, None], part.labels[:, None], part.boxes_xyxy], axis=1)
         doubles = len(same) - len(np.unique(same, axis=0))
         if doubles:
-            notes.append(f"{split}: {doubles} objects have the class and the box of another one in the same picture.")
+            notes.append(f"{split}: {doubles} objects have the class and the box of another in their picture.")
         for other in list(contents)[:list(contents).index(split)]:
             shared = np.isin(part.fingerprints, contents[other].fingerprints).sum()
             if shared:
-                notes.append(f"{split}: {shared} pictures are in {other} too; scores on them say nothing new.")
+                notes.append(f"{split}: {shared} pictures are in {other} too; scores on them mean little.")
         twice = len(part.fingerprints) - len(np.unique(part.fingerprints))
         if twice:
             notes.append(f"{split}: {twice} pictures are copies of another one in the same split.")
     if "train" in contents:
         missing = [name for i, name in enumerate(labels) if not (contents["train"].labels == i).any()]
         if missing:
-            notes.append(f"train: no object of {len(missing)} classes, which cannot be learnt: {_some(missing)}.")
+            notes.append(f"train: no object of {len(missing)} classes: {_some(missing)}; nothing can be learnt of them.")
     return notes
 
 
@@ -153,14 +159,15 @@ def describe(findings, most_classes=100):
              f"{len(labels)} classes; every file has the sha256 and the number of records of the manifest"]
     for split, part in parts.items():
         per_picture = np.bincount(part.picture, minlength=len(part.filenames))
-        lines.append(f"  {split}: {len(part.filenames)} pictures, {len(part.labels)} objects ({per_picture.mean():.1f} "
-                     f"per picture, at most {per_picture.max()}), {part.difficult.sum()} difficult, "
+        lines.append(f"  {split}: {len(part.filenames)} pictures, {len(part.labels)} objects "
+                     f"({per_picture.mean():.1f} per picture, at most {per_picture.max()}), {part.difficult.sum()} difficult, "
                      f"{part.is_crowd.sum()} crowds")
-    lines += ["classes (objects)", *_class_table(parts, labels, most_classes), "sizes in the picture (COCO's bounds)"]
+    lines += ["classes (objects)", *_class_table(parts, labels, most_classes)]
+    lines.append("sizes in the picture (COCO's bounds)")
     for split, part in parts.items():
         small, medium, large = (np.sum(mask) / max(len(part.area), 1) for mask in size_masks(part.area))
-        lines.append(f"  {split}: {small:.1%} small (under 32 x 32 pixels), {medium:.1%} medium, {large:.1%} large "
-                     "(from 96 x 96)")
+        lines.append(f"  {split}: {small:.1%} small (under 32 x 32 pixels), {medium:.1%} medium, "
+                     f"{large:.1%} large (from 96 x 96)")
     for what, names in findings.problems.items():
         lines.append(f"problem: {what}: {len(names)} times: {_some(list(dict.fromkeys(names)))}")
     return "\n".join([*lines, *(f"note: {note}" for note in findings.notes)])
@@ -175,12 +182,12 @@ def require_sound(findings):
     """Raises UserError if there are problems."""
     count = sum(len(names) for names in findings.problems.values())
     if count:
-        raise UserError(f"A record set must be free of problems; {findings.folder} has {count}, listed above. Correct "
-                        "the annotations and build it again.")
+        raise UserError(f"A record set must be free of problems; {findings.folder} has {count}, listed above. "
+                        "Correct the annotations and build it again.")
 
 
 def _class_table(parts, labels, most):
-    """One line per class, the most frequent of all splits first: count in each split and share of all objects."""
+    """One line per class, most frequent first: its count in each split and its share of all objects."""
     counts = {split: np.bincount(part.labels[(part.labels >= 0) & (part.labels < len(labels))],
                                  minlength=len(labels)) for split, part in parts.items()}
     total = np.sum(list(counts.values()), axis=0)

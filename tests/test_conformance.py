@@ -1,7 +1,7 @@
 """The same checks over every model of the zoo; a new model is one more row of MODELS.
 
-Each builds, has exactly the parameters of its source, traces once, takes a batch of any size, gives the same on two
-replicas as on one, saves and comes back equal. Narrow variants stand in where the size does not matter.
+Each builds, has exactly the parameters of its source, traces once, takes a batch of any size, gives the same on
+two replicas as on one, saves and comes back equal. Narrow variants stand in where the size does not matter.
 """
 
 import functools
@@ -17,7 +17,7 @@ from yolov3 import model as yolov3
 
 
 class Case(NamedTuple):
-    """`build` and `counts` are of full size, `small` and `input_shape` of a variant that runs in milliseconds."""
+    """`build` and `counts` are of full size, `small` and `input_shape` of a variant that runs at once."""
 
     build: Callable
     counts: dict                     # arguments of build -> (trainable, all) parameters
@@ -134,9 +134,10 @@ def weights_after_a_step(model, optimizer, strategy, images):
 
     def replica_step(part):
         with tf.GradientTape() as tape:
-            # Any smooth function of the outputs will do: a sum over the pictures, divided by the global batch.
-            per_picture = [tf.reduce_mean(tf.square(tf.sigmoid(output) - 0.1), axis=range(1, len(output.shape)))
-                           for output in tf.nest.flatten(model(part, training=True))]
+            # Any smooth function of the outputs: a sum over the pictures, divided by the global batch.
+            per_picture = [
+                tf.reduce_mean(tf.square(tf.sigmoid(output) - 0.1), axis=range(1, len(output.shape)))
+                for output in tf.nest.flatten(model(part, training=True))]
             loss = tf.reduce_sum(tf.add_n(per_picture)) / len(images)
         gradients = tape.gradient(loss, model.trainable_variables)
         optimizer.apply_gradients(zip(gradients, model.trainable_variables))
@@ -156,8 +157,8 @@ def test_two_replicas_equal_one(case, two_replicas):
             optimizer.build(model.trainable_variables)
         before = model.get_weights()
         results.append(weights_after_a_step(model, optimizer, strategy, images))
-    # Sums over the pictures in another order; where that tips a leaky ReLU or a maximum over, a gradient of the deep
-    # nets takes another way. A loss that is divided wrongly would make the error as large as the change.
+    # Sums over the pictures in another order; where that tips a leaky ReLU or a maximum over, a gradient of the
+    # deep nets takes another way. A loss that is divided wrongly would make the error as large as the change.
     for weight, one, two in zip(model.weights, *results):
         assert np.abs(two - one).max() <= 3e-5, weight.path
     change, error = (np.sqrt(sum(np.sum(np.square(a - b)) for a, b in zip(results[i], other)))

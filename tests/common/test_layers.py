@@ -33,7 +33,8 @@ def pair(shape, dtype=None, momentum=0.9, epsilon=1e-3):
 
 
 def close(a, b, tolerance=FLOAT32):
-    np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=tolerance, atol=tolerance)
+    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 6, 3), (8, 3), (4, 7, 3), (2, 3, 4, 5, 3), (1, 2, 1, 3)])
@@ -143,7 +144,8 @@ def on_two_replicas(strategy, halves, weights, synchronized):
     outputs, grads = run(per_replica(halves), per_replica(weights))
     local = strategy.experimental_local_results
     outputs, dx, dgamma, dbeta = (local(value) for value in (outputs, *grads))
-    moving = [[copy.numpy() for copy in local(weight.value)] for weight in (layer.moving_mean, layer.moving_variance)]
+    moving = [[copy.numpy() for copy in local(weight.value)]
+              for weight in (layer.moving_mean, layer.moving_variance)]
     return np.concatenate(outputs), np.concatenate(dx), (sum(dgamma), sum(dbeta)), moving
 
 
@@ -155,7 +157,8 @@ def test_two_synchronized_replicas_equal_one(two_replicas):
     mean, variance = single.moving_mean.numpy(), single.moving_variance.numpy()
     # Halves of different sizes: the statistics weigh every value alike.
     parts = [slice(0, 2), slice(2, 6)]
-    y, dx, params, moving = on_two_replicas(two_replicas, [x[p] for p in parts], [weight[p] for p in parts], True)
+    y, dx, params, moving = on_two_replicas(
+        two_replicas, [x[part] for part in parts], [weight[part] for part in parts], True)
     close(y, single(x, training=True))
     close(dx, expected_dx, 1e-4)
     for ours, expected in zip(params, expected_params):

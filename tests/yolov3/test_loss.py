@@ -18,7 +18,7 @@ CELL = (0, 0, 1, 0)                                                        # pic
 
 def grid_of_truth():
     grid = np.zeros([1, 2, 2, 2, 7], np.float32)
-    grid[CELL] = [0.5, 0.25, 0.0, -LN2, 1.0, 0.0, 1.0]                     # log(32/32), log(16/32); the second class
+    grid[CELL] = [0.5, 0.25, 0.0, -LN2, 1.0, 0.0, 1.0]    # log(32/32), log(16/32); the second class
     return grid
 
 
@@ -76,7 +76,7 @@ def test_darknet_gradient_is_truth_minus_prediction():
         tape.watch(logits)
         total = tf.add_n(list(darknet_loss(targets(), [logits], ANCHORS, SIZE).values()))
     delta = -tape.gradient(total, logits).numpy()
-    # yolo_layer.c: delta = scale (truth - x), ..., 1 - objectness, truth - class probability; 0 - objectness elsewhere.
+    # yolo_layer.c: delta = scale (truth - x), 1 - objectness, truth - class probability; elsewhere 0 - objectness.
     expected = [1.875 * -0.25, 1.875 * -0.25, 1.875 * -0.2, 1.875 * -LN2, 0.25, -0.25, 0.25]
     np.testing.assert_allclose(delta[CELL], expected, rtol=1e-5)
     np.testing.assert_allclose(delta[0, 1, 0, 1], [0, 0, 0, 0, -0.75, 0, 0], rtol=1e-5)
@@ -92,7 +92,7 @@ def test_parameters_of_the_article_loss():
 
 
 def test_weight_uses_the_height_and_width_of_the_input():
-    grid = np.zeros([1, 1, 1, 1, 7], np.float32)                           # a box as large as its anchor, 32 x 16
+    grid = np.zeros([1, 1, 1, 1, 7], np.float32)    # a box as large as its anchor, 32 x 16
     weight = box_weight(tf.constant(grid), tf.constant([[32.0, 16.0]]), (64, 128))
     assert weight.numpy().item() == pytest.approx(2 - 32 / 128 * 16 / 64)
 
@@ -129,8 +129,8 @@ def prediction(box_xyxy, cell, anchor, anchors=ANCHORS[0], size=64, cells=2):
     x1, y1, x2, y2 = box_xyxy
     stride = size // cells
     offsets = np.array([(x1 + x2) / 2 / stride - cell[1], (y1 + y2) / 2 / stride - cell[0]])
-    logits = np.concatenate([np.log(offsets / (1 - offsets)), np.log(np.array([x2 - x1, y2 - y1]) / anchors[anchor])])
-    return (0, *cell, anchor), logits
+    sizes = np.array([x2 - x1, y2 - y1]) / anchors[anchor]
+    return (0, *cell, anchor), np.concatenate([np.log(offsets / (1 - offsets)), np.log(sizes)])
 
 
 def test_ignore_mask_does_not_mix_the_truths_up():
@@ -152,7 +152,7 @@ def test_ignore_mask_does_not_mix_the_truths_up():
 
 
 def test_every_truth_counts_at_every_scale():
-    """A prediction of the coarse scale on a truth that belongs to the fine one is not punished for its objectness."""
+    """A prediction of the coarse scale on a truth of the fine one is not punished for its objectness."""
     anchors = np.array([[[10, 12], [16, 16]], [[40, 40], [50, 60]]], np.float32)
     truth = np.array([[20, 20, 32, 34]], np.float32)                       # 12 x 14: the fine scale
     grids = preprocess.encode_targets(truth / 64, np.zeros([1], np.int32), anchors, (16, 32), 64, 2)
@@ -166,7 +166,7 @@ def test_every_truth_counts_at_every_scale():
     for name, loss in LOSSES.items():
         before, after = (loss(target, [tf.constant(x) for x in logits], anchors, SIZE)["noobj"].numpy()[0]
                          for logits in (quiet, loud))
-        assert after < before, name                                        # even the entropy of the -5 is gone
+        assert after < before, name                      # even the entropy of the -5 is gone
         missed = dict(target, boxes_xyxy=target["boxes_xyxy"] * 0)         # without truths it costs about 5
         assert loss(missed, [tf.constant(x) for x in loud], anchors, SIZE)["noobj"].numpy()[0] > before + 2
 
@@ -181,7 +181,8 @@ def test_ignore_threshold(name, threshold):
         logits[position][0:4] = values
         loud = logits.copy()
         loud[position][4] = 3.0
-        parts = [LOSSES[name](targets(), [tf.constant(x)], ANCHORS, SIZE)["noobj"].numpy()[0] for x in (logits, loud)]
+        parts = [LOSSES[name](targets(), [tf.constant(x)], ANCHORS, SIZE)["noobj"].numpy()[0]
+                 for x in (logits, loud)]
         assert (parts[0] == pytest.approx(parts[1])) == ignored
 
 
@@ -196,7 +197,8 @@ def test_class_box_and_objectness_parts_are_masked(name):
     first, second = (values(LOSSES[name](targets(), [tf.constant(x)], ANCHORS, SIZE)) for x in (noise, plain))
     for key in PARTS:
         assert first[key] == pytest.approx(second[key], rel=1e-6), key
-    empty = values(LOSSES[name](targets(np.zeros_like(noise), TRUTH * 0), [tf.constant(noise)], ANCHORS, SIZE))
+    no_truth = targets(np.zeros_like(noise), TRUTH * 0)
+    empty = values(LOSSES[name](no_truth, [tf.constant(noise)], ANCHORS, SIZE))
     assert [empty[key] for key in ("xy", "wh", "obj", "class")] == [0, 0, 0, 0]
     assert empty["noobj"] > 0
 
@@ -214,7 +216,7 @@ def test_no_truth_at_all(name):
 @pytest.mark.parametrize("sign", [(1, 1), (-1, -1), (1, -1)])
 def test_extreme_logits_give_numbers(name, sign):
     logits = np.full([1, 2, 2, 2, 7], 1e4, np.float32) * sign[0]
-    logits[..., 3] = 1e4 * sign[1]                                         # infinitely wide and infinitely flat
+    logits[..., 3] = 1e4 * sign[1]                         # infinitely wide and infinitely flat
     logits = tf.constant(logits)
     with tf.GradientTape() as tape:
         tape.watch(logits)
@@ -244,6 +246,7 @@ def test_one_value_per_picture(name):
              "grids": [tf.concat([grid_of_truth(), np.zeros([1, 2, 2, 2, 7], np.float32)], axis=0)]}
     together = LOSSES[name](batch, [logits], ANCHORS, SIZE)
     first = LOSSES[name](targets(), [logits[:1]], ANCHORS, SIZE)
-    second = LOSSES[name](targets(np.zeros([1, 2, 2, 2, 7], np.float32), TRUTH[:0]), [logits[1:]], ANCHORS, SIZE)
+    no_truth = targets(np.zeros([1, 2, 2, 2, 7], np.float32), TRUTH[:0])
+    second = LOSSES[name](no_truth, [logits[1:]], ANCHORS, SIZE)
     for key in PARTS:
         np.testing.assert_allclose(together[key], [first[key][0], second[key][0]], rtol=1e-6)

@@ -27,7 +27,7 @@ def test_stride_two_pads_the_top_and_the_left():
     block = keras.Model(inputs, models.conv_block(itertools.count(), inputs, 1, 3, strides=2))
     block.get_layer("conv_000").set_weights([kernel[:, :, None, None]])
     output = np.asarray(block(image[None, :, :, None]))[0, :, :, 0]
-    scale = 1 / np.sqrt(1 + block.get_layer("bn_000").epsilon)             # fresh batch norm: mean 0, variance 1
+    scale = 1 / np.sqrt(1 + block.get_layer("bn_000").epsilon)   # fresh batch norm: mean 0, variance 1
     np.testing.assert_allclose(output, slow_convolution(image, kernel, 1, 1, 0, 0) * scale, rtol=1e-5)
 
     same = keras.layers.Conv2D(1, 3, 2, "same", use_bias=False)
@@ -41,7 +41,8 @@ def test_stride_two_pads_the_top_and_the_left():
 @pytest.mark.parametrize("name", ["yolov3", "spp"])
 def test_every_stride_two_convolution_is_padded_before(name):
     model = models.MODELS[name](1, width=1 / 16)
-    strided = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D) and layer.strides == (2, 2)]
+    strided = [layer for layer in model.layers
+               if isinstance(layer, keras.layers.Conv2D) and layer.strides == (2, 2)]
     assert len(strided) == 5
     for layer in strided:
         before = layer.input._keras_history.operation
@@ -66,7 +67,7 @@ def test_names_and_shapes(name, convolutions):
 def test_decode_by_hand():
     """Grid 2 x 3 of stride 32: input 64 x 96 (H x W)."""
     logits = np.zeros([1, 2, 3, 1, 7], np.float32)
-    # Row 1, column 2: sigmoid(ln 3) = 0.75 -> centre x (2 + 0.75) / 3, y (1 + 0.5) / 2; size 24 * 2 by 16 / 2 pixels.
+    # Row 1, column 2: sigmoid(ln 3) = 0.75 -> centre x (2 + 0.75) / 3, y (1 + 0.5) / 2; size 24 * 2 by 16 / 2.
     logits[0, 1, 2, 0] = [np.log(3), 0, np.log(2), -np.log(2), np.log(3), 0, -np.log(3)]
     boxes_xyxy, scores = models.decode([tf.constant(logits)], np.array([[[24, 16]]], np.float32), (64, 96))
     assert boxes_xyxy.shape == (1, 6, 4) and scores.shape == (1, 6, 2)
@@ -82,7 +83,8 @@ def logits_of_targets(grids):
     logits = []
     for grid in grids:
         offsets = tf.clip_by_value(grid[..., 0:2], 1e-6, 1 - 1e-6)
-        logits.append(tf.concat([tf.math.log(offsets / (1 - offsets)), grid[..., 2:4], 40 * grid[..., 4:] - 20], -1))
+        offsets = tf.math.log(offsets / (1 - offsets))
+        logits.append(tf.concat([offsets, grid[..., 2:4], 40 * grid[..., 4:] - 20], axis=-1))
     return logits
 
 

@@ -50,11 +50,12 @@ def random_truth(rng, count, num_classes=3):
     """Boxes of all sizes that lie in the picture; sides from 2 to 400 of 416 pixels."""
     sizes = np.exp(rng.uniform(np.log(2 / 416), np.log(400 / 416), (count, 2)))
     corners = rng.uniform(size=(count, 2)) * (1 - sizes)
-    return np.concatenate([corners, corners + sizes], 1).astype(np.float32), rng.integers(num_classes, size=count)
+    boxes_xyxy = np.concatenate([corners, corners + sizes], 1).astype(np.float32)
+    return boxes_xyxy, rng.integers(num_classes, size=count)
 
 
 def test_one_box_by_hand():
-    # 60 x 120 pixels centred on (104, 250): of all anchors (59, 119) fits best, the last of stride 16 (26 x 26).
+    # 60 x 120 pixels centred on (104, 250): anchor (59, 119) fits best, the last of stride 16 (26 x 26 cells).
     # x = 104 / 16 = 6.5, y = 250 / 16 = 15.625.
     box = np.array([104 - 30, 250 - 60, 104 + 30, 250 + 60]) / 416
     small, medium, large = encode([box], [1])
@@ -71,11 +72,11 @@ def test_equals_the_slow_twin(name, size, seed):
     truth, labels = random_truth(np.random.default_rng(seed), 60)
     ours = encode(truth, labels, anchors=anchors, strides=models.STRIDES[name], size=size)
     for a, b in zip(ours, slow_targets(truth, labels, anchors, models.STRIDES[name], size, 3)):
-        np.testing.assert_allclose(a, b, atol=2e-4)                        # float32: 52 cells, 1e-7 of that per step
+        np.testing.assert_allclose(a, b, atol=2e-4)    # float32: 52 cells, 1e-7 of that per step
 
 
 def test_cell_of_a_corner():
-    """x = k / 13 is the left edge of cell k; x // (1 / 13) puts it into cell k - 1 for some k, x = 1 into cell 13."""
+    """x = k / 13 is the left edge of cell k; x // (1 / 13) puts some into cell k - 1, and x = 1 into cell 13."""
     tenth = np.float32(1) / np.float32(13)
     assert any(np.float32(k) / np.float32(13) // tenth != k for k in range(1, 13))
     half = 0.5 * np.array([116, 90]) / 416                                 # the first anchor of stride 32
@@ -83,7 +84,8 @@ def test_cell_of_a_corner():
         x = np.float32(k) / np.float32(13)
         large = encode([[x - half[0], x - half[1], x + half[0], x + half[1]]], [0])[2]
         (row, column, anchor), = np.argwhere(large[..., 4])
-        expected = min(int(np.floor((np.float32(x - half[0]) + np.float32(x + half[0])) / 2 * np.float32(13))), 12)
+        center = (np.float32(x - half[0]) + np.float32(x + half[0])) / 2
+        expected = min(int(np.floor(center * np.float32(13))), 12)
         assert column == row == expected and abs(column - min(k, 12)) <= 1
         np.testing.assert_allclose(column + large[row, column, anchor, 0], k, atol=1e-5)
     # Where the corners are exact in float32 the cell is so too: eighths on a grid of 8 (size 256).
@@ -115,14 +117,15 @@ def test_two_boxes_in_one_cell_and_anchor():
     np.testing.assert_array_equal(grids[2][row, column, anchor, 5:], [1, 0, 1])
     # Three of them, and two of one class.
     grid = encode([first, second, first], [0, 2, 0])[2]
-    np.testing.assert_array_equal(grid[row, column, anchor, :5], encode([first], [0])[2][row, column, anchor, :5])
+    alone = encode([first], [0])[2][row, column, anchor]
+    np.testing.assert_array_equal(grid[row, column, anchor, :5], alone[:5])
     np.testing.assert_array_equal(grid[row, column, anchor, 5:], [1, 0, 1])
 
 
 def test_no_object_one_pixel_no_area_and_the_border():
     assert not any(grid.any() for grid in encode([], []))
-    (row, column, anchor), = np.argwhere(encode([[200 / 416, 100 / 416, 201 / 416, 101 / 416]], [0])[0][..., 4])
-    assert (row, column, anchor) == (12, 25, 0)                            # 100.5 / 8, 200.5 / 8, the smallest anchor
+    pixel = encode([np.array([200, 100, 201, 101]) / 416], [0])[0]
+    assert np.argwhere(pixel[..., 4]).tolist() == [[12, 25, 0]]            # 100.5 / 8, 200.5 / 8, smallest anchor
     flat = [[0.2, 0.3, 0.2, 0.6], [0.2, 0.3, 0.6, 0.3], [0.6, 0.3, 0.2, 0.6], [0.0] * 4]
     assert not any(grid.any() for grid in encode(flat, [0] * 4))
     whole = encode([[0, 0, 1, 1]], [1])[2]
@@ -142,16 +145,17 @@ def logits_of(grids):
     logits = []
     for grid in grids:
         offsets = np.clip(grid[..., 0:2].astype(np.float64), 1e-7, 1 - 1e-7)
-        logits.append(np.concatenate(
-            [np.log(offsets / (1 - offsets)), grid[..., 2:4], 40 * grid[..., 4:] - 20], -1)[None].astype(np.float32))
-    return [tf.constant(x) for x in logits]
+        offsets = np.log(offsets / (1 - offsets))
+        logits.append(np.concatenate([offsets, grid[..., 2:4], 40 * grid[..., 4:] - 20], axis=-1))
+    return [tf.constant(x[None], tf.float32) for x in logits]
 
 
 @pytest.mark.parametrize("size", [320, 416, 608])
 def test_round_trip_through_decode(size):
     truth, labels = random_truth(np.random.default_rng(size), 25)
     grids = encode(truth, labels, size=size)
-    boxes_xyxy, scores = (np.asarray(value)[0] for value in models.decode(logits_of(grids), models.ANCHORS, (size, size)))
+    decoded = models.decode(logits_of(grids), models.ANCHORS, (size, size))
+    boxes_xyxy, scores = (np.asarray(value)[0] for value in decoded)
     kept = scores.max(-1) > 0.5
     assert kept.sum() == sum(grid[..., 4].sum() for grid in grids) >= 23   # some may share a cell and anchor
     for box, label in zip(boxes_xyxy[kept], scores[kept].argmax(-1)):
@@ -191,7 +195,8 @@ def test_augmented_boxes_follow_the_pixels(shape):
     augment = tf.function(preprocess.augment)
     seen, flips = 0, set()
     for seed in range(25):
-        out, boxes_xyxy, labels = augment(image, truth, tf.constant([7]), tf.constant([3, seed]), tf.constant(160))
+        out, boxes_xyxy, labels = augment(
+            image, truth, tf.constant([7]), tf.constant([3, seed]), tf.constant(160))
         assert out.shape == (160, 160, 3) and out.dtype == tf.float32
         assert 0 <= out.numpy().min() and out.numpy().max() <= 1
         flips.add(bool(tf.random.stateless_uniform([9], [3, seed])[4] < 0.5))
@@ -209,7 +214,7 @@ def test_flip_alone_mirrors_pixels_and_box():
     one, zero = tf.constant(1.0), tf.constant(0.0)
     straight = preprocess.place(tf.constant(image), zero, zero, one, one, tf.constant(False), 64)
     mirrored = preprocess.place(tf.constant(image), zero, zero, one, one, tf.constant(True), 64)
-    inner = slice(1, 63)                                                   # at the border a sample may lie outside
+    inner = slice(1, 63)    # at the border a sample may lie outside
     # Bilinear samples lie some 1e-5 of a pixel off the pixel centres.
     np.testing.assert_allclose(straight[inner, inner], image[inner, inner] / 255, atol=1e-4)
     np.testing.assert_allclose(mirrored[inner, inner], image[inner, ::-1][:, inner] / 255, atol=1e-4)
@@ -217,8 +222,8 @@ def test_flip_alone_mirrors_pixels_and_box():
 
 def test_outside_of_the_picture_is_grey():
     image = np.full([40, 80, 3], 255, np.uint8)
-    one = tf.constant(1.0)
-    out = preprocess.place(tf.constant(image), tf.constant(0.0), tf.constant(20.0), one, one, tf.constant(False), 80)
+    left, top, one = tf.constant(0.0), tf.constant(20.0), tf.constant(1.0)
+    out = preprocess.place(tf.constant(image), left, top, one, one, tf.constant(False), 80)
     # The outermost half pixel of the picture may be grey, too: there is nothing to interpolate with.
     np.testing.assert_allclose(out[:20], 0.5, atol=1e-3)
     np.testing.assert_allclose(out[21:59, 1:79], 1.0, atol=1e-3)
@@ -228,7 +233,8 @@ def test_outside_of_the_picture_is_grey():
 def test_same_seed_same_result():
     image, truth = rectangle()
     image[:] += np.random.default_rng(0).integers(0, 5, image.shape, np.uint8)
-    runs = [preprocess.augment(image, truth, np.array([1]), np.array([5, seed], np.int64), 96) for seed in (8, 8, 9)]
+    runs = [preprocess.augment(image, truth, np.array([1]), np.array([5, seed], np.int64), 96)
+            for seed in (8, 8, 9)]
     np.testing.assert_array_equal(runs[0][0], runs[1][0])
     np.testing.assert_array_equal(runs[0][1], runs[1][1])
     assert np.abs(runs[0][0] - runs[2][0]).max() > 0.05
@@ -244,7 +250,7 @@ def test_objects_that_leave_the_view_are_no_truths():
         assert (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).numpy().all()
         counts.add(len(labels))
     assert len(counts) > 1
-    out, boxes_xyxy, labels = preprocess.augment(image, np.zeros([0, 4], np.float32), np.zeros([0], np.int32), [0, 1], 96)
+    out, boxes_xyxy, labels = preprocess.augment(image, truth[:0], np.zeros([0], np.int32), [0, 1], 96)
     assert out.shape == (96, 96, 3) and boxes_xyxy.shape == (0, 4) and labels.shape == (0,)
 
 
@@ -268,7 +274,8 @@ def test_colours_turn_and_fade():
     luma = 0.299 * 0.5 + 0.701 * 0.3
     faded = preprocess.jitter_colors(red, tf.constant([0.5, 0.0, 0.5, 0.5])).numpy()[0, 0]
     np.testing.assert_allclose(faded, luma + (red[0, 0] - luma) / 1.5, atol=1e-3)
-    one, other = (preprocess.jitter_colors(red, tf.constant([0.5, 0.5, hue, 0.5])).numpy()[0, 0] for hue in (0.0, 1.0))
+    one, other = (preprocess.jitter_colors(red, tf.constant([0.5, 0.5, hue, 0.5])).numpy()[0, 0]
+                  for hue in (0.0, 1.0))
     assert (one[1] - one[2]) * (other[1] - other[2]) < 0
     for color in (one, other):
         assert color @ [0.299, 0.587, 0.114] == pytest.approx(luma, abs=1e-3)
@@ -329,16 +336,17 @@ def test_multi_scale_batches_have_one_size(demo):
 
 
 def test_two_workers_share_the_batches_of_one(demo):
-    """With 22 of the examples, so that both get as many: their batches together hold what one worker's batch holds."""
+    """With 22 of the examples, so that both get as many: together their batches hold what one's batch holds."""
     alone = batches(demo, 3, limit=22)
-    shares = [batches(demo, 3, limit=22, batch_size=2, global_batch_size=4, num_workers=2, worker=i) for i in (0, 1)]
+    shares = [batches(demo, 3, limit=22, batch_size=2, global_batch_size=4, num_workers=2, worker=worker)
+              for worker in (0, 1)]
     for whole, first, second in zip(alone, *shares):
         np.testing.assert_array_equal(whole[0][0::2], first[0])
         np.testing.assert_array_equal(whole[0][1::2], second[0])
 
 
 def test_evaluation_is_not_augmented(demo):
-    """Letterboxed pictures in the order of the records, twice the same, each once, the last batch filled up."""
+    """Letterboxed pictures in the order of the records, each once, twice the same, the last batch filled up."""
     def read():
         dataset = preprocess.evaluation_dataset(demo, "val", image_size=64, batch_size=2)
         return list(dataset.as_numpy_iterator())
@@ -363,7 +371,8 @@ def tiny_png(value=200, shape=(40, 60)):
 
 def test_pictures_and_batches_without_objects(tmp_path):
     with records.RecordWriter(tmp_path / "empty", kind="detection", labels=["a"]) as writer:
-        serialized = [detection.encode_example(tiny_png(), 40, 60, f"{i}.png", np.zeros([0, 4]), []) for i in range(4)]
+        serialized = [detection.encode_example(tiny_png(), 40, 60, f"{i}.png", np.zeros([0, 4]), [])
+                      for i in range(4)]
         writer.write_split("train", serialized)
         writer.publish()
     for augmented in (True, False):
@@ -429,7 +438,8 @@ def run(*arguments, cwd):
 def test_command_line_looks_at_records(demo, tmp_path):
     """--check, --kmeans and --visualize of a set that is built, without building it again."""
     before = (demo / "manifest.json").stat().st_mtime_ns
-    done = run("--dataset", "demo", "--out", demo, "--check", "--kmeans", "--visualize", "--image_size", 96, cwd=tmp_path)
+    done = run("--dataset", "demo", "--out", demo, "--check", "--kmeans", "--visualize", "--image_size", 96,
+               cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (demo / "manifest.json").stat().st_mtime_ns == before
     for words in ("28 pictures, 6 classes", "best possible recall", "fall on the cell and anchor of another",
