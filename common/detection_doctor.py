@@ -1,7 +1,8 @@
 """What is in a detection record set, and what is wrong with it: every article's `preprocess.py --check`.
 
-A problem is what no training should see: a box without area, a class that the manifest does not know, a picture
-that cannot be decoded. A note is what its owner should know: a class without objects, a picture in two splits.
+A problem is what no training should see: a box without area, a class that the manifest does not know, a
+picture that cannot be decoded. A note is what its owner should know: a class without objects, a picture in
+two splits.
 
 P pictures, N objects of all pictures, C classes. Boxes are fractions of the picture.
 """
@@ -93,7 +94,7 @@ def read(folder, split, *, decode=True, progress=False):
                 columns[key].append(value)
     except tf.errors.InvalidArgumentError as error:
         raise UserError(f"Record {len(columns['found'])} of {split} in {folder} must be a detection record, "
-                        f"and cannot be parsed: {error.message.splitlines()[0]} Build the set again.") from None
+                        f"and cannot be parsed: {error.message.splitlines()[0]} Build it again.") from None
     objects = {key: np.concatenate(columns[key])
                for key in ("boxes_xyxy", "labels", "difficult", "is_crowd", "area")}
     return Contents(
@@ -137,7 +138,7 @@ def find_notes(contents, labels):
         same = np.concatenate([part.picture[:, None], part.labels[:, None], part.boxes_xyxy], axis=1)
         doubles = len(same) - len(np.unique(same, axis=0))
         if doubles:
-            notes.append(f"{split}: {doubles} objects have the class and the box of another in their picture.")
+            notes.append(f"{split}: {doubles} objects have class and box of another in their picture.")
         for other in list(contents)[:list(contents).index(split)]:
             shared = np.isin(part.fingerprints, contents[other].fingerprints).sum()
             if shared:
@@ -148,7 +149,7 @@ def find_notes(contents, labels):
     if "train" in contents:
         missing = [name for i, name in enumerate(labels) if not (contents["train"].labels == i).any()]
         if missing:
-            notes.append(f"train: no object of {len(missing)} classes: {_some(missing)}; nothing can be learnt of them.")
+            notes.append(f"train: no object of {len(missing)} classes: {_some(missing)}.")
     return notes
 
 
@@ -160,8 +161,8 @@ def describe(findings, most_classes=100):
     for split, part in parts.items():
         per_picture = np.bincount(part.picture, minlength=len(part.filenames))
         lines.append(f"  {split}: {len(part.filenames)} pictures, {len(part.labels)} objects "
-                     f"({per_picture.mean():.1f} per picture, at most {per_picture.max()}), {part.difficult.sum()} difficult, "
-                     f"{part.is_crowd.sum()} crowds")
+                     f"({per_picture.mean():.1f} per picture, at most {per_picture.max()}), "
+                     f"{part.difficult.sum()} difficult, {part.is_crowd.sum()} crowds")
     lines += ["classes (objects)", *_class_table(parts, labels, most_classes)]
     lines.append("sizes in the picture (COCO's bounds)")
     for split, part in parts.items():
@@ -182,7 +183,7 @@ def require_sound(findings):
     """Raises UserError if there are problems."""
     count = sum(len(names) for names in findings.problems.values())
     if count:
-        raise UserError(f"A record set must be free of problems; {findings.folder} has {count}, listed above. "
+        raise UserError(f"{findings.folder} must be free of problems; it has {count}, listed above. "
                         "Correct the annotations and build it again.")
 
 

@@ -1,7 +1,8 @@
 """The same checks over every model of the zoo; a new model is one more row of MODELS.
 
-Each builds, has exactly the parameters of its source, traces once, takes a batch of any size, gives the same on
-two replicas as on one, saves and comes back equal. Narrow variants stand in where the size does not matter.
+Each builds, has exactly the parameters of its source, traces once, takes a batch of any size, gives the same
+on two replicas as on one, saves and comes back equal. Narrow variants stand in where the size does not
+matter.
 """
 
 import functools
@@ -157,8 +158,9 @@ def test_two_replicas_equal_one(case, two_replicas):
             optimizer.build(model.trainable_variables)
         before = model.get_weights()
         results.append(weights_after_a_step(model, optimizer, strategy, images))
-    # Sums over the pictures in another order; where that tips a leaky ReLU or a maximum over, a gradient of the
-    # deep nets takes another way. A loss that is divided wrongly would make the error as large as the change.
+    # Sums over the pictures in another order; where that tips a leaky ReLU or a maximum over, a gradient of
+    # the deep nets takes another way. A loss that is divided wrongly would make the error as large as the
+    # change.
     for weight, one, two in zip(model.weights, *results):
         assert np.abs(two - one).max() <= 3e-5, weight.path
     change, error = (np.sqrt(sum(np.sum(np.square(a - b)) for a, b in zip(results[i], other)))

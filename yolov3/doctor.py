@@ -1,4 +1,4 @@
-"""What YOLO v3 will make of a record set: the anchors of its boxes, what they can reach, which boxes are lost.
+"""What YOLO v3 will make of a record set: the anchors of its boxes, their reach, which boxes are lost.
 
 N boxes of all pictures, A anchors per scale.
 """
@@ -28,7 +28,7 @@ def network_sizes(parts, image_size):
 
 
 def describe(contents, anchors, strides, image_size):
-    """How the objects of {split: Contents} meet the anchors [scales, A, 2] (pixels at image_size), in words."""
+    """How the objects of {split: Contents} meet the anchors [scales, A, 2] (pixels), in words."""
     lines = [f"anchors at image_size {image_size}"]
     advice = []
     for split, part in contents.items():
@@ -36,8 +36,8 @@ def describe(contents, anchors, strides, image_size):
         if not len(sizes):
             continue
         recall = anchor_boxes.best_possible_recall(sizes, anchors)
-        lines.append(f"  {split}: best possible recall {recall:.1%} (boxes whose best anchor overlaps by 0.5 or "
-                     f"more), mean IoU {anchor_boxes.mean_best_iou(sizes, anchors):.3f}")
+        lines.append(f"  {split}: best possible recall {recall:.1%} (boxes whose best anchor overlaps "
+                     f"by 0.5 or more), mean IoU {anchor_boxes.mean_best_iou(sizes, anchors):.3f}")
         best = anchor_boxes.shape_iou(sizes, anchors).argmax(axis=1) // len(anchors[0])
         shares = ", ".join(f"{np.mean(best == i):.1%} at stride {stride}" for i, stride in enumerate(strides))
         names = zip(("small", "medium", "large"), detection_doctor.size_masks(sizes.prod(axis=1)))
@@ -46,14 +46,15 @@ def describe(contents, anchors, strides, image_size):
         letterboxed, picture = network_boxes(part, image_size)
         per_picture = np.split(letterboxed, np.searchsorted(picture, np.arange(1, len(part.filenames))))
         lost = anchor_boxes.collisions(per_picture, anchors, image_size, strides)
-        lines.append(f"  {split}: {lost} of {len(letterboxed)} objects ({lost / len(letterboxed):.2%}) fall on the "
-                     "cell and anchor of another; YOLO can learn only one of them")
+        share = lost / len(letterboxed)
+        lines.append(f"  {split}: {lost} of {len(letterboxed)} objects ({share:.2%}) fall on "
+                     "the cell and anchor of another; YOLO can learn only one of them")
         if recall < ENOUGH_RECALL:
             advice.append(f"note: {split}: the anchors miss many boxes; --kmeans tells what others reach.")
         tiny = np.mean(sizes.min(axis=1) < min(strides) / 2)
         if tiny > 0.05:
-            advice.append(f"note: {split}: {tiny:.0%} of the objects have a side under {min(strides) // 2} pixels "
-                          "in the network input; a larger --image_size would show more of them.")
+            advice.append(f"note: {split}: {tiny:.0%} of the objects have a side under {min(strides) // 2} "
+                          "pixels in the network input; a larger --image_size would show more of them.")
     return "\n".join(lines + advice)
 
 

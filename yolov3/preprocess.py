@@ -3,8 +3,8 @@
     python -m yolov3.preprocess --dataset voc2007 --source VOCdevkit        builds tfrecords/voc2007
     python -m yolov3.preprocess --dataset voc2007 --check --kmeans --visualize
 
-Article, "Preprocessing": every truth box goes to the scale and anchor that fit it best, and to the cell its centre is
-in. records -> parse -> augment (training) or letterbox (evaluation) -> encode_targets -> batches.
+Article, "Preprocessing": every truth box goes to the scale and anchor that fit it best, and to the cell its
+centre is in. records -> parse -> augment (training) or letterbox (evaluation) -> encode_targets -> batches.
 
 H, W picture, h, w grid, A anchors per scale, N boxes, C classes, S side of the network input.
 """
@@ -40,8 +40,9 @@ def parse(record, decode=True):
 def augment(image, boxes_xyxy, labels, seed, size):
     """Random zoom, shift, stretch, flip and colour; boxes follow the pixels.
 
-    image uint8 [H, W, 3]; boxes_xyxy [N, 4] fractions; labels [N]; seed int [2]. The same seed gives the same result.
-    Returns image float32 [S, S, 3] in 0..1, boxes_xyxy in fractions of it, clipped, and the labels of those that stay.
+    image uint8 [H, W, 3]; boxes_xyxy [N, 4] fractions; labels [N]; seed int [2]. The same seed gives the same
+    result. Returns image float32 [S, S, 3] in 0..1, boxes_xyxy in fractions of it, clipped, and the labels of
+    those that stay.
     """
     draws = tf.random.stateless_uniform([9], seed)
     height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
@@ -51,7 +52,7 @@ def augment(image, boxes_xyxy, labels, seed, size):
     scale = tf.exp(low + draws[0] * (high - low)) * side / tf.maximum(height, width)
     stretch = tf.exp((draws[1] - 0.5) * tf.math.log(ASPECT_JITTER))
     scale_x, scale_y = scale * stretch, scale / stretch                     # network pixels per picture pixel
-    left = draws[2] * (side - width * scale_x)                              # of the picture in the network input
+    left = draws[2] * (side - width * scale_x)                        # of the picture in the network input
     top = draws[3] * (side - height * scale_y)
     flip = draws[4] < 0.5
 
@@ -67,10 +68,11 @@ def augment(image, boxes_xyxy, labels, seed, size):
 
 
 def place(image, left, top, scale_x, scale_y, flip, size):
-    """The picture, scaled, with its corner at (left, top) of a grey square of side `size`; flipped if asked for.
+    """The picture, scaled, with its corner at (left, top) of a grey square of side `size`, and perhaps flipped.
 
-    One bilinear resampling does it all: crop_and_resize looks outside the picture, and mirrors where x1 > x2. It puts
-    samples at y1 (H - 1) + i (y2 - y1) (H - 1) / (S - 1), from which the corners below follow for pixel centres.
+    One bilinear resampling does it all: crop_and_resize looks outside the picture, and mirrors where x1 > x2.
+    It puts samples at y1 (H - 1) + i (y2 - y1) (H - 1) / (S - 1), from which the corners below follow for
+    pixel centres.
     """
     side = tf.cast(size, tf.float32)
     corners = []
@@ -79,16 +81,17 @@ def place(image, left, top, scale_x, scale_y, flip, size):
         corners += [((0.5 - offset) / scale - 0.5) / last, ((side - 0.5 - offset) / scale - 0.5) / last]
     y1, y2, x1, x2 = corners
     x1, x2 = tf.where(flip, x2, x1), tf.where(flip, x1, x2)
-    crop = tf.image.crop_and_resize(image[None], [[y1, x1, y2, x2]], [0], [size, size], extrapolation_value=127.5)
+    crop = tf.image.crop_and_resize(image[None], [[y1, x1, y2, x2]], [0], [size, size],
+                                    extrapolation_value=127.5)
     return crop[0] / 255
 
 
 def jitter_colors(image, draws):
-    """Exposure, saturation and hue changed by one linear map of the colours; image [S, S, 3] in 0..1, draws [4].
+    """Exposure, saturation and hue changed by one linear map; image [S, S, 3] in 0..1, draws [4].
 
     In the luma-chroma plane (Y'IQ) saturation is a scaling and hue a rotation, so that a 3x3 matrix does what
-    Darknet does in HSV, in a tenth of the time. Exposure and saturation up to 1.5 either way, hue up to 0.1 of a turn
-    scaled to +-18 degrees, as in yolov3.cfg.
+    Darknet does in HSV, in a tenth of the time. Exposure and saturation up to 1.5 either way, as
+    in yolov3.cfg; hue up to 0.05 of a turn, half of what stands there.
     """
     exposure = tf.exp((2 * draws[0] - 1) * tf.math.log(1.5))
     saturation = tf.exp((2 * draws[1] - 1) * tf.math.log(1.5))
@@ -103,12 +106,12 @@ def jitter_colors(image, draws):
 
 
 def encode_targets(boxes_xyxy, labels, anchors, strides, size, num_classes):
-    """Truth grids of one picture, a tuple over scales of float32 [h, w, A, 5 + C], packed (x, y, w, h, obj, classes).
+    """Truth grids of one picture: over scales float32 [h, w, A, 5 + C], packed (x, y, w, h, obj, classes).
 
-    boxes_xyxy [N, 4] fractions of the network input; anchors [scales, A, 2] in its pixels. x, y is the offset in
-    the cell, w, h is log(box / anchor) (paper, sec. 2.1, inverted). The best of all anchors is the one whose shape
-    overlaps most on a common centre (article, "Preprocessing"). Of two boxes in one cell and anchor the later stays,
-    with the classes of both, as in Darknet. Boxes without area are no truths.
+    boxes_xyxy [N, 4] fractions of the network input; anchors [scales, A, 2] in its pixels. x, y is the offset
+    in the cell, w, h is log(box / anchor) (paper, sec. 2.1, inverted). The best of all anchors is the one
+    whose shape overlaps most on a common centre (article, "Preprocessing"). Of two boxes in one cell and
+    anchor the later stays, with the classes of both, as in Darknet. Boxes without area are no truths.
     """
     anchors = tf.convert_to_tensor(anchors, tf.float32)
     num_anchors = anchors.shape[1]
@@ -146,16 +149,19 @@ def last_in_cell(index):
 
 
 def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch_size, seed, augmented=True,
-                     start_step=0, global_batch_size=None, limit=0, multi_scale=False, num_workers=1, worker=0):
+                     start_step=0, global_batch_size=None, limit=0, multi_scale=False, num_workers=1,
+                     worker=0):
     """Endless batches (images [B, S, S, 3], {"boxes_xyxy": [B, N, 4], "grids": [...]}) for the loss.
 
-    Step k takes the examples k * global_batch_size onwards of the endless stream of epochs, so that training can
-    start at any step; order and augmentation depend on (seed, epoch, index) alone. batch_size is one replica's.
+    Step k takes the examples k * global_batch_size onwards of the endless stream of epochs, so that training
+    can start at any step; order and augmentation depend on (seed, epoch, index) alone. batch_size is a
+    replica's.
     """
     global_batch_size = global_batch_size or batch_size
     per_epoch = records.count(folder, "train", limit=limit) // num_workers * num_workers
-    stream = records.dataset(folder, "train", seed=seed, limit=limit, num_shards=num_workers, shard_index=worker,
-                             start=divmod(start_step * global_batch_size, max(per_epoch, 1)))
+    start = divmod(start_step * global_batch_size, max(per_epoch, 1))
+    stream = records.dataset(folder, "train", seed=seed, limit=limit, start=start, num_shards=num_workers,
+                             shard_index=worker)
     sizes = multi_scale_sizes(image_size) if multi_scale else [image_size]
 
     def prepare(item):
@@ -174,7 +180,8 @@ def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch
         return image, {"boxes_xyxy": truth, "grids": grids}
 
     side = None if multi_scale else image_size
-    grid_shapes = tuple([side and side // stride] * 2 + [len(anchors[0]), 5 + num_classes] for stride in strides)
+    cell_shape = [len(anchors[0]), 5 + num_classes]
+    grid_shapes = tuple([side and side // stride] * 2 + cell_shape for stride in strides)
     shapes = ([side, side, 3], {"boxes_xyxy": [None, 4], "grids": grid_shapes})
     dataset = stream.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.padded_batch(batch_size, shapes, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
@@ -183,9 +190,9 @@ def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch
 def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_size=None, limit=0):
     """Batches for evaluation: letterboxed, in the order of the records, not augmented, each example once.
 
-    Dicts of "images" [B, S, S, 3], "index" [B] (-1 fills the last global batch up), "height", "width" [B] and the
-    truths "boxes_xyxy" [B, N, 4] (fractions of the picture), "labels" (-1 fills up), "difficult", "is_crowd" and
-    "area" (all [B, N]).
+    Dicts of "images" [B, S, S, 3], "index" [B] (-1 fills the last global batch up), "height", "width" [B] and
+    the truths "boxes_xyxy" [B, N, 4] (fractions of the picture), "labels" (-1 fills up), "difficult",
+    "is_crowd" and "area" (all [B, N]).
     """
     def prepare(item):
         example = parse(item["record"])
@@ -194,12 +201,14 @@ def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_si
                 "height": shape[0], "width": shape[1],
                 **{key: example[key] for key in ("boxes_xyxy", "labels", "difficult", "is_crowd", "area")}}
 
-    dataset = records.dataset(folder, split, epochs=1, limit=limit).map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = records.dataset(folder, split, epochs=1, limit=limit)
+    dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     count = records.count(folder, split, limit=limit)
     filler = dataset.take(1).map(lambda example: {**example, "index": tf.constant(-1, tf.int64)})
     dataset = dataset.concatenate(filler.repeat(-count % (global_batch_size or batch_size)))
     shapes = {key: [None] for key in ("labels", "difficult", "is_crowd", "area")}
-    shapes |= {"images": [image_size, image_size, 3], "boxes_xyxy": [None, 4], "index": [], "height": [], "width": []}
+    shapes |= {"images": [image_size, image_size, 3], "boxes_xyxy": [None, 4]}
+    shapes |= {key: [] for key in ("index", "height", "width")}
     padding = {key: tf.zeros([], spec.dtype) for key, spec in dataset.element_spec.items()}
     padding["labels"] = tf.constant(-1, dataset.element_spec["labels"].dtype)
     return dataset.padded_batch(batch_size, shapes, padding, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
@@ -279,8 +288,8 @@ def build(name, source=None, folder=None, *, labels=None, shards=None, num_worke
           seed=0):
     """Writes the records of a data set, says what was repaired or skipped, and returns their folder.
 
-    source: folder in VOC or COCO layout; None makes the demo, or takes the set from tensorflow-datasets. labels:
-    class names, None as found. The rest as in `detection.build_records`. Raises UserError.
+    source: folder in VOC or COCO layout; None makes the demo, or takes the set from tensorflow-datasets.
+    labels: class names, None as found. The rest as in `detection.build_records`. Raises UserError.
     """
     folder = pathlib.Path(folder or pathlib.Path("tfrecords") / name)
     if name == "demo" and source is None:
@@ -307,7 +316,7 @@ def read_labels(text):
 def define_flags():
     flags = cli.flags
     flags.DEFINE_string("dataset", None, "voc2007, voc2012, coco2017, demo, or a name for your own folder.")
-    flags.DEFINE_string("source", None, "Folder in VOC or COCO layout; default: tensorflow-datasets (online).")
+    flags.DEFINE_string("source", None, "Folder in VOC or COCO layout; default: tensorflow-datasets.")
     flags.DEFINE_string("labels", None, "Class names, a,b,c or a file with one per line; default: as found.")
     flags.DEFINE_string("out", None, "Folder of the records; default tfrecords/<dataset>.")
     flags.DEFINE_integer("shards", None, "Files per split; default one for 1,000 pictures.", lower_bound=1)
@@ -325,8 +334,8 @@ def main(args):
     cli.no_arguments(args)
     flags = cli.FLAGS
     if not flags.dataset:
-        raise UserError("Give --dataset NAME: voc2007, voc2012, coco2017, demo, or a name for a folder of your "
-                        "own, which --source then names.")
+        raise UserError("Give --dataset NAME: voc2007, voc2012, coco2017, demo, or a name for a folder of "
+                        "your own, which --source then names.")
     if flags.image_size % 32:
         raise UserError(f"--image_size must be a multiple of 32; {flags.image_size} came.")
     folder = pathlib.Path(flags.out or pathlib.Path("tfrecords") / flags.dataset)
@@ -351,15 +360,15 @@ def look(folder, flags):
         found = doctor.find_anchors(parts, *anchors.shape[:2], flags.image_size, seed=flags.seed)
         print(doctor.compare_anchors(parts, anchors, found, flags.image_size))
         name = shlex.quote(flags.out or flags.dataset)
-        print(f"python -m yolov3.train --tfrecords {name} --model {flags.model} --image_size {flags.image_size} "
-              f'--anchors "{doctor.anchors_text(found)}"')
+        print(f"python -m yolov3.train --tfrecords {name} --model {flags.model} --image_size "
+              f'{flags.image_size} --anchors "{doctor.anchors_text(found)}"')
     if flags.visualize:
         manifest, path = records.read_manifest(folder), folder / "targets.png"
         split, *_ = (name for name, entry in manifest["splits"].items() if entry["examples"])
         before, after, targets = visualize(folder, split, path, labels=manifest["labels"], anchors=anchors,
                                            strides=strides, image_size=flags.image_size, seed=flags.seed)
-        print(f"{path}: of {before} objects {after} are in view after augmentation, {targets} of them have a cell "
-              "and anchor")
+        print(f"{path}: of {before} objects {after} are in view after augmentation, {targets} of them "
+              "have a cell and anchor")
     if flags.check:
         detection_doctor.require_sound(findings)
 

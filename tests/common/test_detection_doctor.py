@@ -1,4 +1,4 @@
-"""The doctor finds every fault that was put into a record set, counts right, and finds none in a sound set."""
+"""The doctor finds every fault that was put into a record set, counts right, finds none in a sound set."""
 
 import json
 
@@ -62,7 +62,7 @@ def test_every_problem_is_found(sick):
         "picture that cannot be decoded": ["train cut", "train text"],
         "picture of another size than its record says": ["train other size"],
     }
-    with pytest.raises(UserError, match="sick has 9, listed above"):
+    with pytest.raises(UserError, match="it has 9, listed above"):
         detection_doctor.require_sound(findings)
     without_decoding = detection_doctor.examine(sick, decode=False).problems
     assert not any(what.startswith("picture") for what in without_decoding)
@@ -71,7 +71,7 @@ def test_every_problem_is_found(sick):
 def test_notes(sick):
     notes = "\n".join(detection_doctor.examine(sick).notes)
     assert "train: 2 pictures without any object" in notes                 # "text" and "empty"
-    assert "train: 1 objects have the class and the box of another" in notes
+    assert "train: 1 objects have class and box of another" in notes
     assert "val: 1 pictures are in train too" in notes                     # "sound"
     assert "train: no object of 1 classes: owl" in notes
 

@@ -76,7 +76,7 @@ def test_darknet_gradient_is_truth_minus_prediction():
         tape.watch(logits)
         total = tf.add_n(list(darknet_loss(targets(), [logits], ANCHORS, SIZE).values()))
     delta = -tape.gradient(total, logits).numpy()
-    # yolo_layer.c: delta = scale (truth - x), 1 - objectness, truth - class probability; elsewhere 0 - objectness.
+    # yolo_layer.c: delta = scale (truth - x), 1 - objectness, truth - class; elsewhere 0 - objectness.
     expected = [1.875 * -0.25, 1.875 * -0.25, 1.875 * -0.2, 1.875 * -LN2, 0.25, -0.25, 0.25]
     np.testing.assert_allclose(delta[CELL], expected, rtol=1e-5)
     np.testing.assert_allclose(delta[0, 1, 0, 1], [0, 0, 0, 0, -0.75, 0, 0], rtol=1e-5)

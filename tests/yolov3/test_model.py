@@ -67,7 +67,7 @@ def test_names_and_shapes(name, convolutions):
 def test_decode_by_hand():
     """Grid 2 x 3 of stride 32: input 64 x 96 (H x W)."""
     logits = np.zeros([1, 2, 3, 1, 7], np.float32)
-    # Row 1, column 2: sigmoid(ln 3) = 0.75 -> centre x (2 + 0.75) / 3, y (1 + 0.5) / 2; size 24 * 2 by 16 / 2.
+    # Row 1, column 2: sigmoid(ln 3) = 0.75 -> centre x (2 + 0.75) / 3, y (1 + 0.5) / 2; 24 * 2 by 16 / 2.
     logits[0, 1, 2, 0] = [np.log(3), 0, np.log(2), -np.log(2), np.log(3), 0, -np.log(3)]
     boxes_xyxy, scores = models.decode([tf.constant(logits)], np.array([[[24, 16]]], np.float32), (64, 96))
     assert boxes_xyxy.shape == (1, 6, 4) and scores.shape == (1, 6, 2)

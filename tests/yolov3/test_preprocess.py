@@ -55,7 +55,7 @@ def random_truth(rng, count, num_classes=3):
 
 
 def test_one_box_by_hand():
-    # 60 x 120 pixels centred on (104, 250): anchor (59, 119) fits best, the last of stride 16 (26 x 26 cells).
+    # 60 x 120 pixels centred on (104, 250): anchor (59, 119) fits best, the last of stride 16 (26 x 26).
     # x = 104 / 16 = 6.5, y = 250 / 16 = 15.625.
     box = np.array([104 - 30, 250 - 60, 104 + 30, 250 + 60]) / 416
     small, medium, large = encode([box], [1])
@@ -76,7 +76,7 @@ def test_equals_the_slow_twin(name, size, seed):
 
 
 def test_cell_of_a_corner():
-    """x = k / 13 is the left edge of cell k; x // (1 / 13) puts some into cell k - 1, and x = 1 into cell 13."""
+    """x = k / 13 is the left edge of cell k; x // (1 / 13) puts some into cell k - 1, x = 1 into cell 13."""
     tenth = np.float32(1) / np.float32(13)
     assert any(np.float32(k) / np.float32(13) // tenth != k for k in range(1, 13))
     half = 0.5 * np.array([116, 90]) / 416                                 # the first anchor of stride 32
@@ -125,7 +125,7 @@ def test_two_boxes_in_one_cell_and_anchor():
 def test_no_object_one_pixel_no_area_and_the_border():
     assert not any(grid.any() for grid in encode([], []))
     pixel = encode([np.array([200, 100, 201, 101]) / 416], [0])[0]
-    assert np.argwhere(pixel[..., 4]).tolist() == [[12, 25, 0]]            # 100.5 / 8, 200.5 / 8, smallest anchor
+    assert np.argwhere(pixel[..., 4]).tolist() == [[12, 25, 0]]       # 100.5 / 8, 200.5 / 8, smallest anchor
     flat = [[0.2, 0.3, 0.2, 0.6], [0.2, 0.3, 0.6, 0.3], [0.6, 0.3, 0.2, 0.6], [0.0] * 4]
     assert not any(grid.any() for grid in encode(flat, [0] * 4))
     whole = encode([[0, 0, 1, 1]], [1])[2]
@@ -336,7 +336,7 @@ def test_multi_scale_batches_have_one_size(demo):
 
 
 def test_two_workers_share_the_batches_of_one(demo):
-    """With 22 of the examples, so that both get as many: together their batches hold what one's batch holds."""
+    """With 22 of the examples, so that both get as many: together they hold what one's batch holds."""
     alone = batches(demo, 3, limit=22)
     shares = [batches(demo, 3, limit=22, batch_size=2, global_batch_size=4, num_workers=2, worker=worker)
               for worker in (0, 1)]
@@ -346,7 +346,7 @@ def test_two_workers_share_the_batches_of_one(demo):
 
 
 def test_evaluation_is_not_augmented(demo):
-    """Letterboxed pictures in the order of the records, each once, twice the same, the last batch filled up."""
+    """Letterboxed pictures in the order of the records, each once, twice the same, the last batch full."""
     def read():
         dataset = preprocess.evaluation_dataset(demo, "val", image_size=64, batch_size=2)
         return list(dataset.as_numpy_iterator())
