@@ -85,3 +85,33 @@ def inference(model, images, *, bfloat16=False):
             return model(x)
 
     return run
+
+
+def article_loss(outputs, grids, truth_xyxy, anchors, image_size, ignore_threshold=0.5):
+    """The article's loss of a batch, summed; outputs of `YoloV3`, grids [B, h, w, A, 5 + C], anchors [3, A, 2]."""
+    bce = nn.functional.binary_cross_entropy_with_logits
+    total = 0.0
+    for output, grid, scale_anchors in zip(outputs, grids, anchors):
+        batch, cells, _, num_anchors, depth = grid.shape
+        logits = output.float().permute(0, 2, 3, 1).reshape(batch, cells, cells, num_anchors, depth)
+        obj = grid[..., 4]
+        sizes = torch.exp(grid[..., 2:4]) * scale_anchors / image_size
+        weight = obj * (2 - sizes[..., 0] * sizes[..., 1])
+        with torch.no_grad():
+            steps = torch.arange(cells, dtype=torch.float32)
+            corners = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1)[:, :, None]
+            centers = (torch.sigmoid(logits[..., :2]) + corners) / cells
+            halves = torch.exp(logits[..., 2:4]) * scale_anchors / image_size / 2
+            predicted = torch.cat([centers - halves, centers + halves], -1).reshape(batch, -1, 1, 4)
+            truth = truth_xyxy[:, None]
+            shared = (torch.minimum(predicted[..., 2:], truth[..., 2:])
+                      - torch.maximum(predicted[..., :2], truth[..., :2])).clamp(min=0).prod(-1)
+            areas = [(boxes[..., 2:] - boxes[..., :2]).prod(-1) for boxes in (predicted, truth)]
+            iou = (shared / (areas[0] + areas[1] - shared)).amax(-1).reshape(obj.shape)
+            keep = (iou <= ignore_threshold).float()
+        objectness = bce(logits[..., 4], obj, reduction="none")
+        total = total + 5 * (weight * ((grid[..., :2] - torch.sigmoid(logits[..., :2])) ** 2).sum(-1)).sum()
+        total = total + 5 * (weight * ((grid[..., 2:4] - logits[..., 2:4]) ** 2).sum(-1)).sum()
+        total = total + (obj * objectness).sum() + 0.5 * ((1 - obj) * keep * objectness).sum()
+        total = total + (obj * bce(logits[..., 5:], grid[..., 5:], reduction="none").sum(-1)).sum()
+    return total

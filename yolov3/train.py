@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common import cli, detection_demo, drawing, files, records, training
+from common import cli, drawing, optimizers, records, training
 from common.errors import UserError
 from yolov3 import convert, evaluate, preprocess
 from yolov3.loss import LOSSES
@@ -184,9 +184,9 @@ def make_optimizer(config, total_steps):
                              min(config["warmup_steps"], total_steps // 5), warmup_power=4.0 if sgd else 1.0)
     decay = config["weight_decay"] or None
     if sgd:
-        optimizer = keras.optimizers.SGD(rate, momentum=0.9, weight_decay=decay)
+        optimizer = optimizers.SGD(rate, momentum=0.9, weight_decay=decay)
     else:
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=decay or 0.0)
+        optimizer = optimizers.AdamW(rate, weight_decay=decay or 0.0)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     if config["precision"] == "mixed_float16":
         return keras.mixed_precision.LossScaleOptimizer(optimizer)
