@@ -478,3 +478,41 @@ def test_doctor_counts_lost_objects(tmp_path):
     with pytest.raises(UserError, match="too few or too alike"):
         doctor.find_anchors(contents.values(), 3, 3, 416)
     assert doctor.anchors_text(np.array([[[10, 13], [16, 30]]], np.float32)) == "10,13 16,30"
+
+
+def write_voc(root, boxes_of_splits):
+    """A folder in VOC layout of made-up pictures; VOC counts pixels from 1 and includes the last one."""
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / part).mkdir(parents=True)
+    for split, count in boxes_of_splits.items():
+        names = [f"{split}{i}" for i in range(count)]
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
+        for i, name in enumerate(names):
+            image, boxes_xyxy, labels = detection_demo.draw(len(split), i, 96)
+            (root / "JPEGImages" / f"{name}.jpg").write_bytes(tf.io.encode_jpeg(image).numpy())
+            objects = "".join(
+                f"<object><name>{detection_demo.LABELS[label]}</name><difficult>0</difficult><bndbox><xmin>{x1 + 1:g}"
+                f"</xmin><ymin>{y1 + 1:g}</ymin><xmax>{x2:g}</xmax><ymax>{y2:g}</ymax></bndbox></object>"
+                for (x1, y1, x2, y2), label in zip(boxes_xyxy, labels))
+            (root / "Annotations" / f"{name}.xml").write_text(
+                f"<annotation><filename>{name}.jpg</filename><size><width>96</width><height>96</height>"
+                f"<depth>3</depth></size>{objects}</annotation>")
+
+
+def test_build_from_a_folder_in_voc_layout(tmp_path, capsys):
+    pytest.importorskip("common.detection_sources")
+    write_voc(tmp_path / "voc", {"train": 5, "val": 2})
+    (tmp_path / "voc" / "JPEGImages" / "train3.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="train3.jpg"):
+        preprocess.build("mine", tmp_path / "voc", tmp_path / "out" / "mine", labels=detection_demo.LABELS)
+    folder = preprocess.build("mine", tmp_path / "voc", tmp_path / "out" / "mine", labels=detection_demo.LABELS,
+                              skip_bad=True)
+    assert "train3" in capsys.readouterr().out
+    findings = detection_doctor.examine(folder)
+    assert findings.problems == {} and findings.manifest["labels"] == detection_demo.LABELS
+    train = findings.contents["train"]
+    assert [pathlib.Path(name).stem for name in train.filenames] == ["train0", "train1", "train2", "train4"]
+    _, expected, labels = detection_demo.draw(len("train"), 4, 96)
+    mine = train.picture == 3
+    np.testing.assert_allclose(train.boxes_xyxy[mine] * 96, expected, atol=1e-4)
+    assert train.labels[mine].tolist() == labels.tolist()
