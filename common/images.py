@@ -1,0 +1,148 @@
+"""Picture files before they go into records: what their headers claim, and whether TensorFlow decodes them."""
+
+import struct
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from common.errors import UserError
+
+MAX_PIXELS = 2**26  # 8192 x 8192; TensorFlow itself would decode a picture of gigabytes that a small file claims to be
+FORMATS = "JPEG, PNG, GIF, BMP or WebP"
+
+
+class Header(NamedTuple):
+    format: str  # "jpeg", "png", "gif", "bmp", "webp"
+    width: int  # pixels as stored, before any EXIF rotation
+    height: int
+    orientation: int  # EXIF, 1..8; 1 where there is none
+
+
+class Picture(NamedTuple):
+    data: bytes  # JPEG or PNG that TensorFlow decodes to three channels
+    format: str  # "jpeg" or "png"
+    width: int
+    height: int
+    repairs: tuple  # what was changed, in words
+
+
+def decode(image_bytes):
+    """uint8 [H, W, 3] RGB of a JPEG, PNG, BMP, WebP or the first frame of a GIF; EXIF orientation is not applied.
+
+    Works in a graph. Gray becomes three equal channels, alpha is dropped, 16 bits become 8.
+    """
+    image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
+    image.set_shape([None, None, 3])
+    return image
+
+
+def read_header(data):
+    """The `Header` of encoded bytes, without decoding; ValueError where there is none."""
+    try:
+        if data[:2] == b"\xff\xd8":
+            return _jpeg_header(data)
+        if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR":
+            return Header("png", *struct.unpack(">II", data[16:24]), 1)
+        if data[:6] in (b"GIF87a", b"GIF89a"):
+            return Header("gif", *struct.unpack("<HH", data[6:10]), 1)
+        if data[:2] == b"BM":
+            width, height = struct.unpack("<ii", data[18:26])
+            return Header("bmp", width, abs(height), 1)
+        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            return Header("webp", *_webp_size(data), 1)
+    except (struct.error, IndexError):
+        raise ValueError("its header is cut") from None
+    raise ValueError(f"it is not a {FORMATS}" if data else "it is empty")
+
+
+def prepare(data, name, *, annotated_size=None, max_pixels=MAX_PIXELS):
+    """Checks a picture once, when records are built, and returns the `Picture` to store.
+
+    JPEG and PNG that TensorFlow decodes keep their bytes; GIF (first frame), BMP and WebP become PNG. EXIF orientation
+    is ignored, as TensorFlow does, because boxes refer to the pixels that were annotated; only where `annotated_size`
+    (width, height) is that of the rotated picture and not of the stored one, the rotation is baked into the pixels.
+
+    A UserError names the file where it is empty, cut, no picture, or has more than `max_pixels` (refused before
+    decoding).
+    """
+    try:
+        header = read_header(data)
+    except ValueError as error:
+        raise UserError(f"{name} must be a {FORMATS} picture, and {error}. Replace or remove it.") from None
+    if header.width * header.height > max_pixels or min(header.width, header.height) < 1:
+        raise UserError(f"{name} must have 1 to {max_pixels:,} pixels, and claims {header.width} x {header.height}. "
+                        "Make it smaller or remove it.")
+    try:
+        image = decode(data)
+    except tf.errors.OpError as error:
+        reason = error.message.split("} ")[-1].split(" [Op:")[0].split("\n")[0][:100]
+        raise UserError(f"{name} must be a whole {header.format.upper()} picture, and cannot be decoded ({reason}). "
+                        "Replace or remove it.") from None
+    height, width = image.shape[:2]
+    if (width, height) != (header.width, header.height):
+        raise UserError(f"{name} must be as large as its header says, {header.width} x {header.height}, and is "
+                        f"{width} x {height}. Save it again.")
+    rotated = annotated_size == (height, width) and width != height and header.orientation >= 5
+    if rotated:
+        image = tf.constant(np.ascontiguousarray(upright(image.numpy(), header.orientation)))
+        data, kind = tf.io.encode_jpeg(image, quality=95, chroma_downsampling=False).numpy(), "jpeg"
+        return Picture(data, kind, height, width, ("picture turned as its EXIF orientation says",))
+    if header.format not in ("jpeg", "png"):
+        return Picture(tf.io.encode_png(image).numpy(), "png", width, height, (f"{header.format} stored as png",))
+    return Picture(data, header.format, width, height, ())
+
+
+def upright(image, orientation):
+    """`image` [H, W, C] as it is meant to be seen, from its EXIF orientation 1..8."""
+    turned = {1: image, 2: image[:, ::-1], 3: image[::-1, ::-1], 4: image[::-1], 5: image.swapaxes(0, 1),
+              6: np.rot90(image, -1), 7: image[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(image)}
+    return turned[orientation]
+
+
+def _jpeg_header(data):
+    position, orientation = 2, 1
+    while True:
+        marker = data[position + 1]
+        if data[position] != 0xFF:
+            raise ValueError("its JPEG markers are damaged")
+        if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD7:  # fill bytes, and markers without a length
+            position += 1 if marker == 0xFF else 2
+            continue
+        if marker in (0xD9, 0xDA):
+            raise ValueError("it has no JPEG frame header")
+        length, = struct.unpack(">H", data[position + 2:position + 4])
+        if marker == 0xE1 and data[position + 4:position + 10] == b"Exif\0\0":
+            orientation = _exif_orientation(data[position + 10:position + 2 + length])
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame, not a table
+            height, width = struct.unpack(">HH", data[position + 5:position + 9])
+            return Header("jpeg", width, height, orientation)
+        position += 2 + length
+
+
+def _exif_orientation(tiff):
+    """Tag 0x0112 of the first directory; 1 where it is missing or damaged."""
+    try:
+        order = {b"II": "<", b"MM": ">"}[bytes(tiff[:2])]
+        directory, = struct.unpack(order + "I", tiff[4:8])
+        entries, = struct.unpack(order + "H", tiff[directory:directory + 2])
+        for i in range(entries):
+            entry = tiff[directory + 2 + 12 * i:directory + 14 + 12 * i]
+            tag, = struct.unpack(order + "H", entry[:2])
+            if tag == 0x0112:
+                value, = struct.unpack(order + "H", entry[8:10])
+                return value if 1 <= value <= 8 else 1
+    except (KeyError, struct.error):
+        pass
+    return 1
+
+
+def _webp_size(data):
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if kind == b"VP8L":
+        bits, = struct.unpack("<I", data[21:25])
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack("<HH", data[26:30])
+    return width & 0x3FFF, height & 0x3FFF
