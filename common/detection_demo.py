@@ -12,7 +12,7 @@ from common import detection
 LABELS = ["disc", "square", "triangle", "ring", "cross", "star"]
 SPLITS = {"train": 1200, "val": 200, "test": 200}
 _SUBPIXELS = 4  # shapes are drawn this much larger and averaged, for smooth edges
-_MAX_IOU = 0.1
+_MAX_COVERED = 0.1  # share of the smaller of two boxes
 
 
 def draw(seed, index, size=160):
@@ -31,7 +31,7 @@ def draw(seed, index, size=160):
             outline = _outlines(LABELS[label], rng.uniform(-20, 20))
             opacity = _mask(outline, left, top, side, size)
             box = _tight(opacity)
-            if all(_iou(box, other) <= _MAX_IOU for other in boxes_xyxy):
+            if all(_covered(box, other) <= _MAX_COVERED for other in boxes_xyxy):
                 canvas = _paint(rng, canvas, opacity, box)
                 boxes_xyxy.append(box)
                 labels.append(label)
@@ -131,8 +131,8 @@ def _paint(rng, canvas, opacity, box):
     return canvas + (np.clip(colour * shade, 0, 255) - canvas) * opacity[..., None]
 
 
-def _iou(a, b):
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0, width) * max(0, height)
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+def _covered(a, b):
+    """The share of the smaller of two boxes that lies in both; small, so that no shape hides another's edges."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return max(0, width) * max(0, height) / smaller
