@@ -8,15 +8,12 @@ An article's train.py, evaluate.py, ... end with
 Flags are defined when a file is run, not when it is imported, so that files can import each other.
 """
 
-import os
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from absl import app, flags
+from absl import logging as absl_logging
 
-from absl import app, flags  # noqa: E402
-from absl import logging as absl_logging  # noqa: E402
-
-from common.errors import UserError  # noqa: E402
+from common.errors import UserError
 
 FLAGS = flags.FLAGS
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")

@@ -188,6 +188,7 @@ def yolov3_tiny(num_classes, num_anchors=3, width=1.0):
 
 
 MODELS = {"yolov3": yolov3, "tiny": yolov3_tiny, "spp": yolov3_spp}
+DEFAULT_ANCHORS = {"yolov3": ANCHORS, "tiny": TINY_ANCHORS, "spp": ANCHORS}
 STRIDES = {"yolov3": (8, 16, 32), "tiny": (16, 32), "spp": (8, 16, 32)}
 
 

@@ -15,12 +15,11 @@ import shlex
 import numpy as np
 import tensorflow as tf
 
-from common import boxes, cli, detection, detection_demo, detection_doctor, drawing, records
+from common import (boxes, cli, detection, detection_demo, detection_doctor, detection_sources, drawing,
+                    records)
 from common.errors import UserError
 from yolov3 import doctor
-from yolov3.model import ANCHORS, STRIDES, TINY_ANCHORS
-
-DEFAULT_ANCHORS = {"yolov3": ANCHORS, "tiny": TINY_ANCHORS, "spp": ANCHORS}
+from yolov3.model import DEFAULT_ANCHORS, STRIDES
 
 SCALE_RANGE = (0.6, 1.6)     # size of the picture in the network input, 1 fits it in
 ASPECT_JITTER = 1.3          # largest change of width against height
@@ -111,14 +110,15 @@ def encode_targets(boxes_xyxy, labels, anchors, strides, size, num_classes):
     boxes_xyxy [N, 4] fractions of the network input; anchors [scales, A, 2] in its pixels. x, y is the offset
     in the cell, w, h is log(box / anchor) (paper, sec. 2.1, inverted). The best of all anchors is the one
     whose shape overlaps most on a common centre (article, "Preprocessing"). Of two boxes in one cell and
-    anchor the later stays, with the classes of both, as in Darknet. Boxes without area are no truths.
+    anchor the later stays, with the classes of both, as in Darknet. Boxes without area, and those with a
+    label below 0 (crowds), are no truths.
     """
     anchors = tf.convert_to_tensor(anchors, tf.float32)
     num_anchors = anchors.shape[1]
     x, y, width, height = tf.unstack(boxes.to_cxcywh(boxes_xyxy), axis=-1)
     sizes = tf.stack([width, height], axis=-1) * tf.cast(size, tf.float32)                # [N, 2] pixels
     best = tf.argmax(boxes.shape_iou(sizes, tf.reshape(anchors, [-1, 2])), axis=-1, output_type=tf.int32)
-    real = (width > 0) & (height > 0)
+    real = (width > 0) & (height > 0) & (labels >= 0)
 
     grids = []
     for scale, stride in enumerate(strides):
@@ -166,6 +166,8 @@ def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch
 
     def prepare(item):
         example = parse(item["record"])
+        # A crowd is not learnt as one object; its box stays, so that the ignore mask spares its members.
+        example["labels"] = tf.where(example["is_crowd"], -1, example["labels"])
         # Every example of a step gets the size that belongs to the step, on whichever replica it lands.
         step = (item["epoch"] * per_epoch + item["index"]) // global_batch_size
         draw = tf.random.stateless_uniform([], [seed, step // STEPS_PER_SIZE], 0, len(sizes), tf.int32)
@@ -271,7 +273,7 @@ def ensure_records(name):
     try:
         return records.resolve(name, command=command(name))
     except UserError:
-        if name == "demo":
+        if name == "demo" or name in detection_sources.DOWNLOADS:
             return build(name)
         raise
 
@@ -295,7 +297,6 @@ def build(name, source=None, folder=None, *, labels=None, shards=None, num_worke
     if name == "demo" and source is None:
         found = detection_demo.source(seed=seed)
     else:
-        from common import detection_sources
         found = detection_sources.find(name, source, labels)
     detection.build_records(found._replace(name=folder.name), folder.parent, shards=shards,
                             num_workers=num_workers, on_bad="skip" if skip_bad else "error")

@@ -17,9 +17,7 @@ from common import cli, drawing, optimizers, records, training
 from common.errors import UserError
 from yolov3 import convert, evaluate, preprocess
 from yolov3.loss import LOSSES
-from yolov3.model import ANCHORS, MODELS, STRIDES, TINY_ANCHORS
-
-DEFAULT_ANCHORS = {"yolov3": ANCHORS, "tiny": TINY_ANCHORS, "spp": ANCHORS}
+from yolov3.model import DEFAULT_ANCHORS, MODELS, STRIDES
 
 # Every value of config.json and its default; the command line has a flag for each.
 DEFAULTS = {
