@@ -1,10 +1,10 @@
 """The detection record that yolov1, yolov3 and ssd share: what is in it, how it is built and how it is read.
 
-The keys are those of the TensorFlow Object Detection API, so its records can be read too; tfrecords/README.md lists
-them. Stored class ids count from 1 (0 is the background there); everywhere else here they count from 0.
+The keys are those of the TensorFlow Object Detection API, so its records can be read too; tfrecords/README.md
+lists them. Stored class ids count from 1 (0 is the background there); everywhere else here they count from 0.
 
-N boxes, H, W picture in pixels. Boxes are (left, top, right, bottom), the right and bottom edges exclusive, so that
-width = right - left; pixels in an `Annotation`, fractions of the picture in a record.
+N boxes, H, W picture in pixels. Boxes are (left, top, right, bottom), the right and bottom edges exclusive,
+so that width = right - left; pixels in an `Annotation`, fractions of the picture in a record.
 """
 
 import collections
@@ -57,7 +57,7 @@ class Report(NamedTuple):
 
 def encode_example(image_bytes, height, width, filename, boxes_xyxy, labels, *, difficult=None, is_crowd=None,
                    area=None, label_names=None, image_format="jpeg"):
-    """A serialized record. boxes_xyxy [N, 4] fractions; labels [N] 0-based; area [N] pixels, None takes the boxes'."""
+    """A serialized record; boxes_xyxy [N, 4] fractions, labels [N] from 0, area [N] pixels (or the box's)."""
     boxes_xyxy = np.asarray(boxes_xyxy, np.float32).reshape(-1, 4)
     labels = np.asarray(labels, np.int64).reshape(-1)
     if area is None:
@@ -85,9 +85,10 @@ def encode_example(image_bytes, height, width, filename, boxes_xyxy, labels, *, 
 def parse(serialized):
     """The contents of one serialized record (scalar string), as tensors; works in a graph.
 
-    {"image_bytes": string, "height", "width": int32, "filename": string, "boxes_xyxy": [N, 4] float32 fractions,
-    "labels": [N] int32 0-based, "difficult", "is_crowd": [N] bool, "area": [N] float32 pixels}. Lists that a record
-    leaves out are zeros; a missing area is the box's. tf.errors.InvalidArgumentError where a list has another length.
+    {"image_bytes": string, "height", "width": int32, "filename": string, "boxes_xyxy": [N, 4] float32
+    fractions, "labels": [N] int32 0-based, "difficult", "is_crowd": [N] bool, "area": [N] float32 pixels}.
+    Lists that a record leaves out are zeros; a missing area is the box's. tf.errors.InvalidArgumentError
+    where a list has another length.
     """
     def listed(kind):
         return tf.io.FixedLenSequenceFeature([], kind, allow_missing=True)
@@ -115,7 +116,8 @@ def parse(serialized):
         return tf.reshape(values, [num_boxes])  # fails if a list is neither missing nor as long as the boxes
 
     height, width = tf.cast(features["image/height"], tf.int32), tf.cast(features["image/width"], tf.int32)
-    box_area = tf.reduce_prod(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], axis=-1) * tf.cast(height * width, tf.float32)
+    box_area = tf.reduce_prod(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], axis=-1)
+    box_area *= tf.cast(height, tf.float32) * tf.cast(width, tf.float32)
     return {
         "image_bytes": features["image/encoded"],
         "height": height,
@@ -129,25 +131,28 @@ def parse(serialized):
     }
 
 
-def build_records(source, out_root="tfrecords", *, shards=None, num_workers=None, on_bad="error", progress=True):
+def build_records(source, out_root="tfrecords", *, shards=None, num_workers=None, on_bad="error",
+                  progress=True):
     """Writes the records of a `Source` to `out_root`/<its name> and returns a `Report`, which it also prints.
 
-    shards: per split; None makes one for every 1,000 pictures. num_workers: threads (the time goes into decoding,
-    which leaves Python's lock), default one per CPU; the files are the same with any number. on_bad: "error" stops at
-    the first picture or annotation that cannot be used, "skip" leaves it out and lists it in the manifest.
+    shards: per split; None makes one for every 1,000 pictures. num_workers: threads (the time goes into
+    decoding, which leaves Python's lock), default one per CPU; the files are the same with any number.
+    on_bad: "error" stops at the first picture or annotation that cannot be used, "skip" leaves it out and
+    lists it in the manifest.
     """
     if on_bad not in ("error", "skip"):
         raise ValueError(f"on_bad must be error or skip, not {on_bad!r}")
     folder = pathlib.Path(out_root) / source.name
     repaired, skipped = collections.Counter(), []
-    with records.RecordWriter(folder, name=source.name, kind="detection", labels=source.labels, source=source.origin,
-                              builder=BUILDER) as writer:
+    with records.RecordWriter(folder, name=source.name, kind="detection", labels=source.labels,
+                              source=source.origin, builder=BUILDER) as writer:
         for split, items in source.splits.items():
             facts = {"objects": 0}
             results = _ordered(lambda item: _example(source, item), items, num_workers or os.cpu_count())
             results = tqdm(results, total=len(items), desc=f"{source.name} {split}", unit="picture",
                            disable=not progress)
-            writer.write_split(split, _kept(results, split, on_bad, repaired, skipped, facts), total=len(items),
+            kept = _kept(results, split, on_bad, repaired, skipped, facts)
+            writer.write_split(split, kept, total=len(items),
                                num_shards=shards or max(1, round(len(items) / 1000)))
             writer.manifest["splits"][split].update(facts)
         writer.manifest.update(skipped=skipped, repaired=dict(sorted(repaired.items())))
@@ -170,22 +175,23 @@ def describe(report):
 
 
 def repair_boxes(annotation, width, height):
-    """Boxes that lie in the picture, and what was done for that: (Annotation with every field filled, Counter).
+    """(Annotation with all boxes in the picture and every field filled; Counter of what was done for it).
 
-    If the picture (width, height pixels) has another size than the annotation claims but the same shape, it was
-    resized after annotating: the boxes are scaled. Boxes partly outside are clipped; those without area or wholly
-    outside are dropped. A UserError names the file for another shape, and for numbers that are not finite.
+    If the picture (width, height pixels) has another size than the annotation claims but the same shape, it
+    was resized after annotating: the boxes are scaled. Boxes partly outside are clipped; those without area
+    or wholly outside are dropped. A UserError names the file for another shape, and for numbers that are not
+    finite.
     """
     boxes_xyxy = np.asarray(annotation.boxes_xyxy, np.float64).reshape(-1, 4)
     count, scale, repairs = len(boxes_xyxy), 1.0, collections.Counter(annotation.repairs)
     if not np.isfinite(boxes_xyxy).all():
-        raise UserError(f"{annotation.filename} must have boxes of finite numbers, and has one with NaN or infinity. "
-                        "Correct its annotation.")
+        raise UserError(f"{annotation.filename} must have boxes of finite numbers, and has one with NaN or "
+                        "infinity. Correct its annotation.")
     if annotation.size and tuple(annotation.size) != (width, height):
         w, h = annotation.size
         if abs(w * height - h * width) > max(w, h, width, height):  # more than rounding one side to a pixel
-            raise UserError(f"{annotation.filename} must be as large as annotated, {w} x {h}, and is {width} x "
-                            f"{height}. Correct its annotation, or put the picture that was annotated there.")
+            raise UserError(f"{annotation.filename} must be as large as annotated, {w} x {h}, and is {width} "
+                            f"x {height}. Correct its annotation, or put the annotated picture there.")
         scale = np.array([width / w, height / h] * 2)
         repairs["picture resized after annotating, boxes scaled"] += 1
     boxes_xyxy = boxes_xyxy * scale
@@ -196,7 +202,8 @@ def repair_boxes(annotation, width, height):
     outside = ~empty & (left <= 0).any(axis=1)
     kept = ~empty & ~outside
     moved = kept & (clipped != boxes_xyxy).any(axis=1)
-    for what, mask in (("object without area dropped", empty), ("object outside the picture dropped", outside),
+    for what, mask in (("object without area dropped", empty),
+                       ("object outside the picture dropped", outside),
                        ("box clipped to the picture", moved)):
         if mask.any():
             repairs[what] += int(mask.sum())

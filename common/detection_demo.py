@@ -12,13 +12,14 @@ from common import detection
 LABELS = ["disc", "square", "triangle", "ring", "cross", "star"]
 SPLITS = {"train": 1200, "val": 200, "test": 200}
 _SUBPIXELS = 4  # shapes are drawn this much larger and averaged, for smooth edges
-_MAX_COVERED = 0.1  # share of the smaller of two boxes
+_MAX_COVERED = 0.1  # share of the smaller of two boxes, so that no shape hides another's edges
 
 
 def draw(seed, index, size=160):
-    """Picture `index` of a series: (image uint8 [size, size, 3] RGB, boxes_xyxy float32 [N, 4], labels int32 [N]).
+    """Picture `index` of a series: image uint8 [H, W, 3] RGB, boxes_xyxy float32 [N, 4], labels int32 [N].
 
-    Boxes are pixels, tight on the pixels that the shape covers by half or more, right and bottom edges exclusive.
+    Boxes are pixels, tight on the pixels that the shape covers by half or more, right and bottom edges
+    exclusive.
     """
     rng = np.random.default_rng([seed, index])
     canvas = _background(rng, size)
@@ -56,14 +57,15 @@ def source(*, name="demo", seed=0, size=160, splits=None):
     return detection.Source(name, LABELS, items, load, f"made up, seed {seed}")
 
 
-def build(out_root="tfrecords", *, name="demo", seed=0, size=160, splits=None, num_workers=None, progress=True):
+def build(out_root="tfrecords", *, name="demo", seed=0, size=160, splits=None, num_workers=None,
+          progress=True):
     """Writes the records of the demo to `out_root`/`name` and returns the `detection.Report`."""
     made_up = source(name=name, seed=seed, size=size, splits=splits)
     return detection.build_records(made_up, out_root, num_workers=num_workers, progress=progress)
 
 
 def _background(rng, size):
-    """float32 [size, size, 3]: a plain gradient, stripes, noise or blurred blobs of two to three muted colours."""
+    """float32 [H, W, 3] from one of two colours to the other: a gradient, stripes, noise or blurred blobs."""
     y, x = np.mgrid[:size, :size].astype(np.float32) / size
     low, high = rng.uniform(30, 225, (2, 3)).astype(np.float32)
     kind = rng.integers(4)
@@ -76,16 +78,18 @@ def _background(rng, size):
         share = 0.5 + 0.5 * np.sin(2 * np.pi * waves * (x * np.cos(angle) + y * np.sin(angle)))
     elif kind == 2:
         grain = int(rng.integers(4, size // 2))
-        share = cv2.resize(rng.random((grain, grain), np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
+        grains = rng.random((grain, grain), np.float32)
+        share = cv2.resize(grains, (size, size), interpolation=cv2.INTER_LINEAR)
         high = low + (high - low) * 0.6
     else:
         dots = (rng.random((8, 8), np.float32) > 0.6).astype(np.float32)
-        share = cv2.GaussianBlur(cv2.resize(dots, (size, size), interpolation=cv2.INTER_NEAREST), (0, 0), size / 16)
+        blobs = cv2.resize(dots, (size, size), interpolation=cv2.INTER_NEAREST)
+        share = cv2.GaussianBlur(blobs, (0, 0), size / 16)
     return low + (high - low) * share[..., None].astype(np.float32)
 
 
 def _outlines(shape, degrees):
-    """Polygons in the unit square around 0, the first filled, a second cut out of it; each [points, 2] (x, y)."""
+    """Polygons around 0, the first to fill, a second to cut out of it; each [points, 2] (x, y)."""
     circle = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     if shape in ("disc", "ring"):
         rims = [0.5 * np.stack([np.cos(circle), np.sin(circle)], 1)]
@@ -100,13 +104,14 @@ def _outlines(shape, degrees):
                            (b, a), (-b, a), (-b, b), (-a, b), (-a, -b), (-b, -b)])
     else:
         corners = np.arange(10) * np.pi / 5 - np.pi / 2
-        points = np.stack([np.cos(corners), np.sin(corners)], 1) * np.where(np.arange(10) % 2, 0.21, 0.5)[:, None]
+        radius = np.where(np.arange(10) % 2, 0.21, 0.5)
+        points = np.stack([radius * np.cos(corners), radius * np.sin(corners)], 1)
     sine, cosine = np.sin(np.radians(degrees)), np.cos(np.radians(degrees))
     return [points @ np.array([[cosine, sine], [-sine, cosine]])]
 
 
 def _mask(outlines, left, top, side, size):
-    """float32 [size, size]: the share of each pixel that the shape covers when it fills a square of `side` pixels."""
+    """float32 [H, W]: the share of each pixel that the shape covers; its longer side has `side` pixels."""
     corners = np.concatenate(outlines)
     lowest, extent = corners.min(0), np.ptp(corners, axis=0).max()
     large = np.zeros((size * _SUBPIXELS,) * 2, np.uint8)
@@ -123,7 +128,7 @@ def _tight(opacity):
 
 
 def _paint(rng, canvas, opacity, box):
-    """The canvas with the shape in a colour that stands out from what is under it, shaded from top to bottom."""
+    """The canvas with the shape in a shaded colour that stands out from what is under it."""
     under = canvas[box[1]:box[3], box[0]:box[2]].mean(axis=(0, 1))
     colours = rng.uniform(0, 255, (8, 3))
     colour = colours[np.abs(colours - under).sum(1).argmax()]
@@ -132,7 +137,7 @@ def _paint(rng, canvas, opacity, box):
 
 
 def _covered(a, b):
-    """The share of the smaller of two boxes that lies in both; small, so that no shape hides another's edges."""
+    """The share of the smaller of two boxes that lies in both."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
     return max(0, width) * max(0, height) / smaller

@@ -1,4 +1,4 @@
-"""Picture files before they go into records: what their headers claim, and whether TensorFlow decodes them."""
+"""Picture files before they go into records: what their headers claim, whether TensorFlow decodes them."""
 
 import struct
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from common.errors import UserError
 
-MAX_PIXELS = 2**26  # 8192 x 8192; TensorFlow itself would decode a picture of gigabytes that a small file claims to be
+MAX_PIXELS = 2**26  # 8192 x 8192; TensorFlow itself would decode gigabytes that a small file claims to hold
 FORMATS = "JPEG, PNG, GIF, BMP or WebP"
 
 
@@ -28,7 +28,7 @@ class Picture(NamedTuple):
 
 
 def decode(image_bytes):
-    """uint8 [H, W, 3] RGB of a JPEG, PNG, BMP, WebP or the first frame of a GIF; EXIF orientation is not applied.
+    """uint8 [H, W, 3] RGB of a JPEG, PNG, BMP, WebP or a GIF's first frame, whatever its EXIF orientation.
 
     Works in a graph. Gray becomes three equal channels, alpha is dropped, 16 bits become 8.
     """
@@ -59,37 +59,39 @@ def read_header(data):
 def prepare(data, name, *, annotated_size=None, max_pixels=MAX_PIXELS):
     """Checks a picture once, when records are built, and returns the `Picture` to store.
 
-    JPEG and PNG that TensorFlow decodes keep their bytes; GIF (first frame), BMP and WebP become PNG. EXIF orientation
-    is ignored, as TensorFlow does, because boxes refer to the pixels that were annotated; only where `annotated_size`
-    (width, height) is that of the rotated picture and not of the stored one, the rotation is baked into the pixels.
+    JPEG and PNG that TensorFlow decodes keep their bytes; GIF (first frame), BMP and WebP become PNG. EXIF
+    orientation is ignored, as TensorFlow does, because boxes refer to the pixels that were annotated; only
+    where `annotated_size` (width, height) is that of the rotated picture and not of the stored one, the
+    rotation is baked into the pixels.
 
-    A UserError names the file where it is empty, cut, no picture, or has more than `max_pixels` (refused before
-    decoding).
+    A UserError names the file where it is empty, cut, no picture, or has more than `max_pixels` (refused
+    before decoding).
     """
     try:
         header = read_header(data)
     except ValueError as error:
         raise UserError(f"{name} must be a {FORMATS} picture, and {error}. Replace or remove it.") from None
     if header.width * header.height > max_pixels or min(header.width, header.height) < 1:
-        raise UserError(f"{name} must have 1 to {max_pixels:,} pixels, and claims {header.width} x {header.height}. "
-                        "Make it smaller or remove it.")
+        raise UserError(f"{name} must have 1 to {max_pixels:,} pixels, and claims {header.width} x "
+                        f"{header.height}. Make it smaller or remove it.")
     try:
         image = decode(data)
     except tf.errors.OpError as error:
         reason = error.message.split("} ")[-1].split(" [Op:")[0].split("\n")[0][:100]
-        raise UserError(f"{name} must be a whole {header.format.upper()} picture, and cannot be decoded ({reason}). "
-                        "Replace or remove it.") from None
+        raise UserError(f"{name} must be a whole {header.format.upper()} picture, and cannot be decoded "
+                        f"({reason}). Replace or remove it.") from None
     height, width = image.shape[:2]
     if (width, height) != (header.width, header.height):
-        raise UserError(f"{name} must be as large as its header says, {header.width} x {header.height}, and is "
-                        f"{width} x {height}. Save it again.")
+        raise UserError(f"{name} must be as large as its header says, {header.width} x {header.height}, and "
+                        f"is {width} x {height}. Save it again.")
     rotated = annotated_size == (height, width) and width != height and header.orientation >= 5
     if rotated:
         image = tf.constant(np.ascontiguousarray(upright(image.numpy(), header.orientation)))
         data, kind = tf.io.encode_jpeg(image, quality=95, chroma_downsampling=False).numpy(), "jpeg"
         return Picture(data, kind, height, width, ("picture turned as its EXIF orientation says",))
     if header.format not in ("jpeg", "png"):
-        return Picture(tf.io.encode_png(image).numpy(), "png", width, height, (f"{header.format} stored as png",))
+        data = tf.io.encode_png(image).numpy()
+        return Picture(data, "png", width, height, (f"{header.format} stored as png",))
     return Picture(data, header.format, width, height, ())
 
 
@@ -106,7 +108,7 @@ def _jpeg_header(data):
         marker = data[position + 1]
         if data[position] != 0xFF:
             raise ValueError("its JPEG markers are damaged")
-        if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD7:  # fill bytes, and markers without a length
+        if marker in (0x01, 0xFF) or 0xD0 <= marker <= 0xD7:  # fill bytes, and markers without a length
             position += 1 if marker == 0xFF else 2
             continue
         if marker in (0xD9, 0xDA):
