@@ -174,8 +174,14 @@ def freeze(model, *specs):
         return [tf.cast(output, tf.float32) for output in tf.nest.flatten(outputs)]
 
     concrete = infer.get_concrete_function()
-    if not folded.weights:
-        return concrete
+    return inlined(concrete) if folded.weights else concrete
+
+
+def inlined(concrete):
+    """The ConcreteFunction with constants for its variables, and without calls of other functions.
+
+    Its outputs are a flat list in the order of tf.nest.flatten.
+    """
     return convert_to_constants.convert_variables_to_constants_v2(concrete)
 
 
@@ -214,11 +220,24 @@ def save(folder, signatures, *, requests=(), extra=None):
     requests: (signature name, {input name: array or TensorProto}) pairs that a server runs before it answers.
     extra: {file name: text or bytes} for the folder assets.extra.
     """
+    tf1 = tf.compat.v1
     folder = pathlib.Path(folder)
+    definitions = {}
+    # Traced before there is a tf.Graph: inside one, == and != of tensors would compare Python objects.
     concrete = {name: function.get_concrete_function() for name, function in signatures.items()}
-    for name, function in concrete.items():
-        assert not function.captured_inputs, f"{name} captures {function.captured_inputs}"
-    tf.saved_model.save(tf.Module(), str(folder), signatures=concrete)
+    # One graph holds the constants once; tf.saved_model.save would copy them for each function with them.
+    with tf.Graph().as_default() as graph, tf1.Session(graph=graph) as session, _quiet():
+        for name, function in concrete.items():
+            assert not function.captured_inputs, f"{name} captures {function.captured_inputs}"
+            specs = signatures[name].input_signature
+            inputs = [tf1.placeholder(spec.dtype, spec.shape, f"{name}_{spec.name}") for spec in specs]
+            outputs = {key: tf.identity(value, f"{name}_{key}") for key, value in function(*inputs).items()}
+            inputs = {spec.name: tensor for spec, tensor in zip(specs, inputs)}
+            definitions[name] = tf1.saved_model.predict_signature_def(inputs, outputs)
+        builder = tf1.saved_model.Builder(str(folder))
+        builder.add_meta_graph_and_variables(session, [tf1.saved_model.tag_constants.SERVING], definitions,
+                                             strip_default_attrs=True)
+        builder.save()
     (folder / EXTRA).mkdir()
     warm_up.write(folder / EXTRA / warm_up.FILE, requests)
     for name, content in (extra or {}).items():
@@ -271,12 +290,13 @@ def _quiet():
         logger.setLevel(level)
 
 
-def check_bundle(folder):
+def check_bundle(folder, then=None):
     """Loads a bundle as a server does, runs its warm-up requests and sends broken pictures; raises UserError.
 
     Outputs must have the types and shapes that their signature states, the batch of the request, and be
     finite; a string that is no picture must give INVALID_ARGUMENT, and the next request must still be
     answered. Returns {signature: {output name: array}} of the warm-up requests.
+    then: a further check, called with the open `Session`; a second one would take as much memory again.
     """
     try:
         requests = warm_up.read(pathlib.Path(folder) / EXTRA / warm_up.FILE)
@@ -294,6 +314,8 @@ def check_bundle(folder):
             results[signature] = session.run(signature, inputs)
             batch = len(next(iter(inputs.values())))
             _check_outputs(folder, signature, session.signatures[signature], results[signature], batch)
+        if then is not None:
+            then(session)
     missing = set(session.signatures) - set(results)
     if missing:
         raise UserError(f"{folder} has no warm-up request for {', '.join(sorted(missing))}. Export again.")

@@ -2,9 +2,9 @@
 
 There is no TensorFlow Serving binary in any package index that pip or apt reads, so this small server answers
 what the tests ask: PredictionService.Predict of tensorflow-serving-api, and POST /v1/models/<name>:predict
-with JSON, base64 strings included, in row ("instances") and column ("inputs") form. It follows the real one in
-what is loaded (the highest number in the model's folder), in its error codes, and in the forms of its answers.
-It is not a server to use.
+with JSON, base64 strings included, in row ("instances") and column ("inputs") form. It follows the real one
+in what is loaded (the highest number in the model's folder), in its error codes, and in the forms of its
+answers. It is not a server to use.
 """
 
 import base64

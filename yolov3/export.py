@@ -24,8 +24,8 @@ from yolov3.postprocess import postprocess
 
 PRECISIONS = ("float32", "bfloat16")
 # Of the logits from those of the Keras model in float32. float32: the largest difference, as a share of the
-# largest logit. bfloat16, 8 bits of mantissa through 75 layers: the root of the mean square of the differences,
-# as a share of the standard deviation.
+# largest logit. bfloat16, 8 bits of mantissa through 75 layers: the root of the mean square of the
+# differences, as a share of the standard deviation.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 check_bundle = export.check_bundle
@@ -95,35 +95,32 @@ def example_picture(size):
     return tf.io.encode_jpeg(drawing.draw_boxes(image, [box], ["example"], class_ids=[1])).numpy()
 
 
-def check_equal(folder, model, config, *, precision="float32", images=None, **options):
-    """Raises UserError unless a bundle in the session loader gives what the float32 Keras model gives.
+def check_equal(session, model, config, *, precision="float32", **options):
+    """Raises UserError unless a bundle in an `export.Session` gives what the float32 Keras model gives.
 
     Logits are compared with the Keras model's; detections of both signatures with decoding and suppression,
     run by Keras's side on the same logits: suppression is a choice, which the last bit of a score may turn.
     """
     size, anchors = config["image_size"], np.array(config["anchors"], np.float32)
     example = example_picture(size)
-    if images is None:
-        images = np.random.default_rng(0).uniform(size=[1, size, size, 3]).astype(np.float32)
     picture = tf.io.decode_image(example, channels=3)
     height, width = picture.shape[:2]
+    noise = np.random.default_rng(0).uniform(size=[1, size, size, 3]).astype(np.float32)
     letterboxed = boxes.letterbox(picture, size)[None].numpy()
-    with export.Session(folder) as session:
-        for batch in (images, letterboxed):
-            found = session.run("network", {"images": batch})
-            logits = [found[name] for name in sorted(found)]
-            _check_logits(folder, logits, model(batch, training=False), precision)
-        # The last logits are those of the letterboxed picture.
-        expected = postprocess(logits, anchors, (size, size), **options)
-        pixels = boxes.unletterbox_boxes(expected["boxes"], [height], [width], size)
-        served = session.run("serving_default", {"images": letterboxed})
-        clipped = {**expected, "boxes": boxes.clip(expected["boxes"])}
-        _check_detections(folder, "serving_default", served, clipped, 1.0)
-        served = session.run("image_bytes", {"image_bytes": np.array([example], object)})
-        _check_detections(folder, "image_bytes", served, {**expected, "boxes": pixels}, max(height, width))
+    for images in (noise, letterboxed):
+        found = session.run("network", {"images": images})
+        logits = [found[name] for name in sorted(found)]
+        _check_logits(logits, model(images, training=False), precision)
+    # The last logits are those of the letterboxed picture.
+    expected = postprocess(logits, anchors, (size, size), **options)
+    served = session.run("serving_default", {"images": letterboxed})
+    _check_detections("serving_default", served, {**expected, "boxes": boxes.clip(expected["boxes"])}, 1.0)
+    pixels = boxes.unletterbox_boxes(expected["boxes"], [height], [width], size)
+    served = session.run("image_bytes", {"image_bytes": np.array([example], object)})
+    _check_detections("image_bytes", served, {**expected, "boxes": pixels}, max(height, width))
 
 
-def _check_logits(folder, logits, expected, precision):
+def _check_logits(logits, expected, precision):
     for scale, (served, keras_logits) in enumerate(zip(logits, expected, strict=True)):
         keras_logits = np.asarray(keras_logits, np.float32)
         difference = np.asarray(served) - keras_logits
@@ -133,18 +130,18 @@ def _check_logits(folder, logits, expected, precision):
             error = np.sqrt(np.mean(difference**2) / max(np.var(keras_logits), 1e-6))
         if not error <= TOLERANCE[precision]:
             raise UserError(
-                f"{folder}: logits of scale {scale} must be those of the Keras model to a share of "
+                f"Exported logits of scale {scale} must be those of the Keras model to a share of "
                 f"{TOLERANCE[precision]}, and differ by {error:.2g}. Export with --precision float32, and "
                 "check the run with yolov3.evaluate."
             )
 
 
-def _check_detections(folder, signature, served, expected, unit):
+def _check_detections(signature, served, expected, unit):
     for name, value in expected.items():
         tolerance = {"boxes": 1e-3 * unit, "scores": 1e-3}.get(name, 0)
         if not np.allclose(served[name], value, rtol=0, atol=tolerance):
             raise UserError(
-                f"{folder}: {name} of {signature} must be those of yolov3.postprocess on the same logits, "
+                f"Exported {name} of {signature} must be those of yolov3.postprocess on the same logits, "
                 "and differ. Export again; if it stays, this build of TensorFlow computes wrongly."
             )
 
@@ -156,8 +153,8 @@ def export_bundle(model, config, out, *, precision="float32", reference=None, **
     default: model itself. options: keywords of `postprocess`.
     """
     def check(folder):
-        export.check_bundle(folder)
-        check_equal(folder, reference or model, config, precision=precision, **options)
+        export.check_bundle(folder, lambda session: check_equal(
+            session, reference or model, config, precision=precision, **options))
 
     return export.publish(
         out, lambda folder: write_bundle(folder, model, config, precision=precision, **options), check,
@@ -228,8 +225,8 @@ def define_flags():
     flags = cli.flags
     flags.DEFINE_string("out", None, "Folder of the bundle's versions, e.g. serving/yolov3.")
     flags.DEFINE_enum("which", "best", ["best", "last"], "Weights of the best or of the last epoch.")
-    flags.DEFINE_enum("precision", "float32", PRECISIONS, "bfloat16 is about four times as fast on processors "
-                      "with amx_bf16, slow on those without it and avx512_bf16, and half the size.")
+    flags.DEFINE_enum("precision", "float32", PRECISIONS, "bfloat16 is several times as fast on "
+                      "processors with amx_bf16, slow without it and avx512_bf16, and half the size.")
     flags.DEFINE_integer("image_size", None, "Side of the network input, a multiple of 32; default: the "
                          "run's.", lower_bound=32)
 

@@ -95,15 +95,21 @@ def bundle_network(folder, runtime="keras"):
     config = export.read_config(folder)
     signature = tf.saved_model.load(str(folder)).signatures["network"]
     names = [f"logits_{i}" for i in range(len(config["anchors"]))]
-    if runtime == "keras":
-        return lambda images: [signature(images=images)[name] for name in names], config
-    return openvino_network(signature, names), config
+    spec = tf.TensorSpec([None, config["image_size"], config["image_size"], 3], tf.float32, "images")
+
+    @tf.function(input_signature=[spec], autograph=False)
+    def infer(images):
+        found = signature(images=images)
+        return [found[name] for name in names]
+
+    concrete = export.inlined(infer.get_concrete_function())
+    return (openvino_network(concrete) if runtime == "openvino" else concrete), config
 
 
-def openvino_network(concrete, names=None):
-    """A ConcreteFunction from images to logits, compiled by OpenVINO; UserError where it is not installed.
+def openvino_network(concrete):
+    """A ConcreteFunction from images to a list of logits, compiled by OpenVINO.
 
-    names: those of the outputs, in order, where the function puts out a dict.
+    Raises UserError where OpenVINO is not installed.
     """
     try:
         import openvino
@@ -111,13 +117,13 @@ def openvino_network(concrete, names=None):
         raise UserError(
             '--runtime openvino needs the package openvino. Install it: pip install -e ".[openvino]"'
         ) from None
-    converted = openvino.convert_model(concrete)
+    converted = openvino.convert_model(concrete.graph)
     compiled = openvino.compile_model(converted, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
-    strides_first = [compiled.output(name) for name in names] if names else compiled.outputs
+    outputs = [compiled.output(tensor.name) for tensor in concrete.outputs]
 
     def run(images):
         found = compiled(np.asarray(images))
-        return [tf.constant(found[output]) for output in strides_first]
+        return [tf.constant(found[output]) for output in outputs]
 
     return run
 
