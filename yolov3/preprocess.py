@@ -272,10 +272,15 @@ def ensure_records(name):
     """The folder of the record set `name` (or a path), built on the spot if its data can be had at once."""
     try:
         return records.resolve(name, command=command(name))
-    except UserError:
-        if name == "demo" or name in detection_sources.DOWNLOADS:
+    except UserError as missing:
+        if name == "demo":
             return build(name)
-        raise
+        if name not in detection_sources.DOWNLOADS:
+            raise
+        try:
+            return build(name)
+        except UserError as error:
+            raise UserError(f"{missing} It could not be done on the spot: {error}") from None
 
 
 def command(name):
