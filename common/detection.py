@@ -178,16 +178,16 @@ def repair_boxes(annotation, width, height):
     """(Annotation with all boxes in the picture and every field filled; Counter of what was done for it).
 
     If the picture (width, height pixels) has another size than the annotation claims but the same shape, it
-    was resized after annotating: the boxes are scaled. Boxes partly outside are clipped; those without area
-    or wholly outside are dropped. A UserError names the file for another shape, and for numbers that are not
-    finite.
+    was resized after annotating: the boxes are scaled; a size of 0 says nothing. Boxes partly outside are
+    clipped; those without area or wholly outside are dropped. A UserError names the file for another shape,
+    and for numbers that are not finite.
     """
     boxes_xyxy = np.asarray(annotation.boxes_xyxy, np.float64).reshape(-1, 4)
     count, scale, repairs = len(boxes_xyxy), 1.0, collections.Counter(annotation.repairs)
     if not np.isfinite(boxes_xyxy).all():
         raise UserError(f"{annotation.filename} must have boxes of finite numbers, and has one with NaN or "
                         "infinity. Correct its annotation.")
-    if annotation.size and tuple(annotation.size) != (width, height):
+    if annotation.size and min(annotation.size) > 0 and tuple(annotation.size) != (width, height):
         w, h = annotation.size
         if abs(w * height - h * width) > max(w, h, width, height):  # more than rounding one side to a pixel
             raise UserError(f"{annotation.filename} must be as large as annotated, {w} x {h}, and is {width} "
