@@ -127,12 +127,19 @@ def table(summary):
 def write_report(out, split, summary, curves, labels):
     """Writes <split>.json and the precision-recall picture; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
-    files.write_json(out / f"{split}.json", summary)
+    files.write_json(out / f"{split}.json", without_nan(summary))
     lines = {f"{label} {summary['classes'][label]['voc10_ap']:.2f}": (curves["recall"][i], curves["precision"][i])
              for i, label in enumerate(labels) if np.isfinite(summary["classes"][label]["voc10_ap"])}
     drawing.curves(out / f"{split}_precision_recall.png", lines, x_label="recall", y_label="precision",
                    title=f"{split}: mAP@0.5 {summary['voc10_map']:.3f}")
     return out / f"{split}.json", out / f"{split}_precision_recall.png"
+
+
+def without_nan(value):
+    """The same nested dict with None for NaN, which JSON does not have: classes and sizes without a truth."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def define_flags():
