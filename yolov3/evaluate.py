@@ -130,7 +130,7 @@ def write_report(out, split, summary, curves, labels):
     files.write_json(out / f"{split}.json", without_nan(summary))
     lines = {f"{label} {summary['classes'][label]['voc10_ap']:.2f}": (curves["recall"][i], curves["precision"][i])
              for i, label in enumerate(labels) if np.isfinite(summary["classes"][label]["voc10_ap"])}
-    drawing.curves(out / f"{split}_precision_recall.png", lines, x_label="recall", y_label="precision",
+    drawing.curves(out / f"{split}_precision_recall.png", lines, xlabel="recall", ylabel="precision",
                    title=f"{split}: mAP@0.5 {summary['voc10_map']:.3f}")
     return out / f"{split}.json", out / f"{split}_precision_recall.png"
 
