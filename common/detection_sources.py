@@ -96,7 +96,8 @@ def find_layout(source, name=""):
     if parts:
         return "coco", parts
     raise UserError("--source must be a folder in VOC layout (Annotations, JPEGImages, ImageSets/Main) or "
-                    f"COCO layout (annotations/instances_train2017.json, train2017), and {source} is neither.")
+                    f"COCO layout (annotations/instances_train2017.json, train2017), and {source} is "
+                    "neither.")
 
 
 def voc(folder, name="voc", labels=None):
@@ -125,11 +126,12 @@ def voc(folder, name="voc", labels=None):
     ids = {label: i for i, label in enumerate(labels)}
 
     def load(path):
-        picture = pictures.get(path.stem)
+        root, picture = _voc_root(path), pictures.get(path.stem)
         if picture is None:
-            raise UserError(f"{path} must have its picture {folder / 'JPEGImages' / path.stem}.jpg, and there "
-                            "is none. Put it there or remove the XML file.")
-        return _voc_annotation(path, picture, ids)
+            place = folder / "JPEGImages" / path.stem
+            raise UserError(f"{path} must have its picture {place}.jpg, and there is none. Put it there or "
+                            "remove the XML file.")
+        return _voc_annotation(root, path, picture, ids)
 
     return Source(name, list(labels), splits, load, f"VOC layout, {folder.name}")
 
@@ -245,9 +247,7 @@ def _voc_names(path):
         return []
 
 
-def _voc_annotation(path, picture, ids):
-    root = _voc_root(path)
-
+def _voc_annotation(root, path, picture, ids):
     def number(parent, tag, where):
         text = parent.findtext(tag) if parent is not None else None
         try:

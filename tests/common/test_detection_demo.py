@@ -35,14 +35,15 @@ def test_pictures_hold_one_to_four_objects_of_all_classes_and_sizes(drawn):
 @pytest.mark.parametrize("label", range(6))
 def test_boxes_are_tight_on_the_drawn_pixels(monkeypatch, size, label):
     """Each object alone on black: the box of the pixels at least half as bright as the object."""
-    monkeypatch.setattr(detection_demo, "_background", lambda rng, size: np.zeros((size, size, 3), np.float32))
+    black = np.zeros((size, size, 3), np.float32)
+    monkeypatch.setattr(detection_demo, "_background", lambda rng, size: black)
     found = 0
     for index in range(60):
         image, boxes_xyxy, labels = detection_demo.draw(7, index, size)
         if len(labels) > 1 or labels[0] != label:
             continue
         bright = image.max(axis=2).astype(int)
-        drawn = bright > bright.max() * 0.35  # edges are half covered, colours shaded, and there is some noise
+        drawn = bright > bright.max() * 0.35  # edges are half covered, colours shaded, and noise is added
         columns, rows = np.flatnonzero(drawn.any(axis=0)), np.flatnonzero(drawn.any(axis=1))
         seen = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
         np.testing.assert_allclose(boxes_xyxy[0], seen, atol=1)

@@ -1,4 +1,4 @@
-"""Record sets: what was written comes out once, in an order that can be resumed; damage is named; a build is whole."""
+"""Record sets: all comes out once, in an order that can be resumed; damage is named; builds are whole."""
 
 import gzip
 import json
@@ -82,7 +82,7 @@ def test_a_stream_starts_anywhere_as_if_it_had_run(folder, start):
 
 
 def test_shuffling_is_uniform_and_across_shards(folder):
-    """Every example is as likely at every place: mean place of each over 60 epochs within 5 sigma of the middle."""
+    """Mean place of every example over 60 epochs within 5 sigma of the middle; neighbours part."""
     places = np.zeros(COUNT)
     neighbours = 0
     numbers = np.reshape([number for _, _, number in read(folder, seed=1, epochs=60)], [60, COUNT])
@@ -91,7 +91,7 @@ def test_shuffling_is_uniform_and_across_shards(folder):
         neighbours += np.sum(np.abs(np.diff(epoch)) == 1)
     sigma = COUNT / np.sqrt(12 * 60)
     assert np.abs(places / 60 - (COUNT - 1) / 2).max() < 5 * sigma
-    assert abs(neighbours / 60 - 2) < 5 * np.sqrt(2 / 60)  # a random permutation has two on average, about Poisson
+    assert abs(neighbours / 60 - 2) < 5 * np.sqrt(2 / 60)  # about Poisson with mean two
 
 
 def test_a_set_larger_than_memory_is_still_mixed_and_resumed(folder, monkeypatch):
@@ -101,7 +101,8 @@ def test_a_set_larger_than_memory_is_still_mixed_and_resumed(folder, monkeypatch
     monkeypatch.setattr(records, "_CHUNK_BYTES", 2_500)
     monkeypatch.setattr(records, "_CHUNKS_PER_WINDOW", 2)
     whole = read(folder, seed=5, epochs=2)
-    assert [sorted(number for epoch, _, number in whole if epoch == e) for e in (0, 1)] == 2 * [list(range(COUNT))]
+    for e in (0, 1):
+        assert sorted(number for epoch, _, number in whole if epoch == e) == list(range(COUNT))
     assert [(epoch, index) for epoch, index, _ in whole] == [(e, i) for e in (0, 1) for i in range(COUNT)]
     for start in ((0, 3), (0, 50), (1, 99)):
         assert read(folder, seed=5, epochs=2, start=start) == whole[start[0] * COUNT + start[1]:]
@@ -111,18 +112,20 @@ def test_a_set_larger_than_memory_is_still_mixed_and_resumed(folder, monkeypatch
 
 
 def test_limit_takes_the_first_examples_of_the_set(folder):
-    assert records.count(folder, "train", limit=7) == 7 and records.count(folder, "train", limit=1000) == COUNT
+    assert [records.count(folder, "train", limit=limit) for limit in (0, 7, 1000)] == [COUNT, 7, COUNT]
     assert [number for _, _, number in read(folder, limit=40)] == list(range(40))
     shuffled = read(folder, limit=40, seed=2, epochs=2)
-    assert [sorted(number for epoch, _, number in shuffled if epoch == e) for e in (0, 1)] == 2 * [list(range(40))]
+    for e in (0, 1):
+        assert sorted(number for epoch, _, number in shuffled if epoch == e) == list(range(40))
 
 
 def test_workers_share_an_epoch(folder):
     start = (0, 50)
-    whole = [item for item in read(folder, seed=5, epochs=2, start=start) if item[1] < 98]  # 98 = 7 * 14 of 100
-    parts = [read(folder, seed=5, epochs=2, start=start, num_shards=7, shard_index=i) for i in (0, 1, 6)]
-    assert parts == [[item for item in whole if item[1] % 7 == worker] for worker in (0, 1, 6)]
-    sequential = [read(folder, num_shards=3, shard_index=i) for i in (0, 1, 2)]
+    whole = read(folder, seed=5, epochs=2, start=start)
+    whole = [item for item in whole if item[1] < 98]  # seven times 14 of 100
+    parts = [read(folder, seed=5, epochs=2, start=start, num_shards=7, shard_index=i) for i in (0, 6)]
+    assert parts == [[item for item in whole if item[1] % 7 == worker] for worker in (0, 6)]
+    sequential = [read(folder, num_shards=3, shard_index=i) for i in range(3)]
     assert sorted(number for part in sequential for _, _, number in part) == list(range(COUNT))
 
 
@@ -197,7 +200,7 @@ def flip(at):
 
 @pytest.mark.parametrize("change", [
     lambda data: data[:-30],  # in a payload
-    lambda data: data[:-(1000 + 66 + 3 + 16) + 5],  # in the header of the last record, where TensorFlow sees an end
+    lambda data: data[:-(3 + 1000 + 66 + 16) + 5],  # in the header of the last record: an end to TensorFlow
     gzip.compress,
     lambda data: gzip.compress(data)[:-8],  # without its trailer
     lambda data: b"",
@@ -211,11 +214,13 @@ def test_a_file_of_another_length_is_named_at_once(tmp_path, change):
 
 @pytest.mark.parametrize("change, seed", [
     (flip(20), 3), (flip(5), None), (lambda data: data[:5000] + bytes(len(data) - 5000), 3),
-    (lambda data: gzip.compress(data)[:100] + bytes(len(data) - 100), None), (lambda data: data[1:] + b"x", 3),
+    (lambda data: gzip.compress(data)[:100] + bytes(len(data) - 100), None),
+    (lambda data: data[1:] + b"x", 3),
 ], ids=["payload", "header", "zeros at the end", "gzip", "shifted"])
 def test_damage_within_a_file_is_named_when_it_is_read(tmp_path, change, seed):
     folder = damaged(tmp_path, change)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="train-00001-of-00003.tfrecord is damaged: no whole"):
+    words = "train-00001-of-00003.tfrecord is damaged: no whole record at byte"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
         read(folder, seed=seed, epochs=1)
     with pytest.raises(UserError, match="train-00001-of-00003.tfrecord is damaged: its sha256"):
         records.verify(folder)
