@@ -18,6 +18,7 @@ import pathlib
 import re
 import shutil
 import socket
+from typing import Callable, NamedTuple
 
 import keras
 import numpy as np
@@ -214,26 +215,35 @@ def decode_picture(image_bytes, max_pixels=images.MAX_PIXELS):
 # The bundle
 
 
-def save(folder, signatures, *, requests=(), extra=None):
-    """Writes a SavedModel of `signatures` {name: tf.function}, which must not use variables.
+class Signature(NamedTuple):
+    """What a server offers: `before`, then the network, then `after`."""
+
+    spec: tf.TensorSpec  # of the one input, with its name
+    before: Callable  # input -> tuple: the network's input, and what `after` needs besides
+    after: Callable  # (list of the network's outputs, *the rest of that tuple) -> {output name: tensor}
+
+
+def save(folder, network, signatures, *, requests=(), extra=None):
+    """Writes a SavedModel that runs a network of `freeze` behind each of `signatures` {name: Signature}.
 
     requests: (signature name, {input name: array or TensorProto}) pairs that a server runs before it answers.
     extra: {file name: text or bytes} for the folder assets.extra.
     """
     tf1 = tf.compat.v1
     folder = pathlib.Path(folder)
-    definitions = {}
     # Traced before there is a tf.Graph: inside one, == and != of tensors would compare Python objects.
-    concrete = {name: function.get_concrete_function() for name, function in signatures.items()}
-    # One graph holds the constants once; tf.saved_model.save would copy them for each function with them.
+    traced = {name: _trace(network, signature) for name, signature in signatures.items()}
+    definitions, constants = {}, {}
+    # All signatures share one set of constants in one flat graph. As a function of the graph's library, which is
+    # what tf.saved_model.save makes of it, a server copies the network for each loop and branch: gigabytes.
     with tf.Graph().as_default() as graph, tf1.Session(graph=graph) as session, _quiet():
-        for name, function in concrete.items():
-            assert not function.captured_inputs, f"{name} captures {function.captured_inputs}"
-            specs = signatures[name].input_signature
-            inputs = [tf1.placeholder(spec.dtype, spec.shape, f"{name}_{spec.name}") for spec in specs]
-            outputs = {key: tf.identity(value, f"{name}_{key}") for key, value in function(*inputs).items()}
-            inputs = {spec.name: tensor for spec, tensor in zip(specs, inputs)}
-            definitions[name] = tf1.saved_model.predict_signature_def(inputs, outputs)
+        for name, (before, after) in traced.items():
+            spec = signatures[name].spec
+            placeholder = tf1.placeholder(spec.dtype, spec.shape, f"{name}_{spec.name}")
+            network_input, *rest = before(placeholder)
+            outputs = _import(network, network_input, constants, f"{name}_network")
+            found = {key: tf.identity(value, f"{name}_{key}") for key, value in after(outputs, *rest).items()}
+            definitions[name] = tf1.saved_model.predict_signature_def({spec.name: placeholder}, found)
         builder = tf1.saved_model.Builder(str(folder))
         builder.add_meta_graph_and_variables(session, [tf1.saved_model.tag_constants.SERVING], definitions,
                                              strip_default_attrs=True)
@@ -242,6 +252,32 @@ def save(folder, signatures, *, requests=(), extra=None):
     warm_up.write(folder / EXTRA / warm_up.FILE, requests)
     for name, content in (extra or {}).items():
         (folder / EXTRA / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _trace(network, signature):
+    """ConcreteFunctions of `before` and `after`."""
+    before = tf.function(signature.before, input_signature=[signature.spec], autograph=False)
+    before = before.get_concrete_function()
+    outputs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in network.outputs]
+    rest = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in before.outputs[1:]]
+    after = tf.function(signature.after, autograph=False).get_concrete_function(outputs, *rest)
+    return before, after
+
+
+def _import(network, network_input, constants, name):
+    """The network's outputs in the current graph; `constants` {name: tensor}, filled at first, are shared."""
+    definition = network.graph.as_graph_def()
+    large = [node.name for node in definition.node if node.op == "Const" and node.ByteSize() > 1000]
+    if constants:
+        for index in reversed(range(len(definition.node))):
+            if definition.node[index].name in constants:
+                del definition.node[index]
+    mapping = {network.inputs[0].name: network_input, **constants}
+    wanted = [tensor.name for tensor in network.outputs]
+    missing = [] if constants else [f"{constant}:0" for constant in large]
+    found = tf.import_graph_def(definition, mapping, wanted + missing, name=name)
+    constants.update(zip(large, found[len(wanted):]) if missing else {})
+    return found[:len(wanted)]
 
 
 class Session:

@@ -31,42 +31,42 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 check_bundle = export.check_bundle
 
 
-def signatures(network, config, **options):
-    """{signature name: tf.function} as above.
-
-    network: ConcreteFunction from images to logits; options: keywords of `postprocess`, fixed in the graph.
-    """
+def signatures(config, **options):
+    """{signature name: export.Signature} as above; options: keywords of `postprocess`, fixed in the graph."""
     size = config["image_size"]
     anchors = np.array(config["anchors"], np.float32)
     labels = tf.constant([*config["labels"], ""]).numpy()
-    images_spec = tf.TensorSpec([None, size, size, 3], tf.float32, "images")
-    side = tf.TensorSpec([], tf.int32)
+    images = tf.TensorSpec([None, size, size, 3], tf.float32, "images")
+    files, side = tf.TensorSpec([None], tf.string, "image_bytes"), tf.TensorSpec([], tf.int32)
 
     def read(encoded):
         image = export.decode_picture(encoded)
         height, width, _ = tf.unstack(tf.shape(image))
         return boxes.letterbox(image, size), height, width
 
-    @tf.function(input_signature=[images_spec], autograph=False)
-    def serving_default(images):
-        found = postprocess(network(images), anchors, (size, size), **options)
+    def read_all(image_bytes):
+        read_spec = (tf.TensorSpec([size, size, 3], tf.float32), side, side)
+        return tf.map_fn(read, image_bytes, fn_output_signature=read_spec)
+
+    def in_fractions(logits):
+        found = postprocess(logits, anchors, (size, size), **options)
         return {**found, "boxes": boxes.clip(found["boxes"])}
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")], autograph=False)
-    def image_bytes(image_bytes):
-        read_spec = (tf.TensorSpec([size, size, 3], tf.float32), side, side)
-        images, height, width = tf.map_fn(read, image_bytes, fn_output_signature=read_spec)
-        found = postprocess(network(images), anchors, (size, size), **options)
+    def in_pixels(logits, height, width):
+        found = postprocess(logits, anchors, (size, size), **options)
+        names = tf.gather(labels, tf.where(found["classes"] < 0, len(labels) - 1, found["classes"]))
         pixels = boxes.unletterbox_boxes(found["boxes"], height, width, size)
-        last = len(labels) - 1
-        names = tf.gather(labels, tf.where(found["classes"] < 0, last, found["classes"]))
         return {**found, "boxes": pixels, "labels": names}
 
-    @tf.function(input_signature=[images_spec], autograph=False)
-    def raw(images):
-        return {f"logits_{scale}": logits for scale, logits in enumerate(network(images))}
+    def raw(logits):
+        return {f"logits_{scale}": tf.identity(value) for scale, value in enumerate(logits)}
 
-    return {"serving_default": serving_default, "image_bytes": image_bytes, "network": raw}
+    def as_is(images):
+        return (tf.identity(images),)
+
+    return {"serving_default": export.Signature(images, as_is, in_fractions),
+            "image_bytes": export.Signature(files, read_all, in_pixels),
+            "network": export.Signature(images, as_is, raw)}
 
 
 def write_bundle(folder, model, config, *, precision="float32", **options):
@@ -84,7 +84,7 @@ def write_bundle(folder, model, config, *, precision="float32", **options):
     extra = {"labels.txt": "\n".join(config["labels"]) + "\n",
              "config.json": json.dumps({**kept, "precision": precision, **options}, indent=2) + "\n",
              "example.jpg": example}
-    export.save(folder, signatures(network, config, **options), requests=requests, extra=extra)
+    export.save(folder, network, signatures(config, **options), requests=requests, extra=extra)
 
 
 def example_picture(size):

@@ -77,13 +77,13 @@ def test_frozen_model_in_the_session_loader(case, tmp_path):
     images = np.random.default_rng(2).normal(size=[3, 24, 20, 3]).astype(np.float32)
     expected = case(images, training=False)
 
-    @tf.function(input_signature=[tf.TensorSpec([None, 24, 20, 3], tf.float32, "images")])
-    def serve(images):
-        return dict(zip(("map", "vector"), frozen(images)))
-
-    export.save(
-        tmp_path / "1", {"serving_default": serve}, requests=[("serving_default", {"images": images})]
-    )
+    spec = tf.TensorSpec([None, 24, 20, 3], tf.float32, "images")
+    serve = export.Signature(spec, lambda images: (images / 2, images), lambda outputs, images: {
+        "map": outputs[0], "vector": outputs[1], "images": images})
+    again = export.Signature(spec, lambda images: (images / 2,), lambda outputs: {"map": outputs[0]})
+    requests = [(name, {"images": 2 * images}) for name in ("serving_default", "again")]
+    export.save(tmp_path / "1", frozen, {"serving_default": serve, "again": again}, requests=requests)
+    assert (tmp_path / "1" / "saved_model.pb").stat().st_size < 100_000
     found = export.check_bundle(tmp_path / "1")["serving_default"]
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4)
@@ -91,12 +91,13 @@ def test_frozen_model_in_the_session_loader(case, tmp_path):
 
 
 def test_check_finds_what_is_wrong(tmp_path):
+    nothing = tf.function(lambda x: [x + 0], input_signature=[tf.TensorSpec([None], tf.float32)])
+
     def bundle(name, function, spec):
-        concrete = tf.function(function, input_signature=[spec])
+        signature = export.Signature(spec, lambda x: (tf.zeros([1]), x), lambda _, x: function(x))
         value = np.array([b"x"], object) if spec.dtype == tf.string else np.ones([2, 3], np.float32)
-        export.save(
-            tmp_path / name, {"serving_default": concrete}, requests=[("serving_default", {"x": value})]
-        )
+        export.save(tmp_path / name, nothing.get_concrete_function(), {"serving_default": signature},
+                    requests=[("serving_default", {"x": value})])
         return tmp_path / name
 
     floats = tf.TensorSpec([None, 3], tf.float32, "x")

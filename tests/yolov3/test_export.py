@@ -133,13 +133,16 @@ def test_bfloat16_is_close_and_half_the_size(model, out):
     assert sizes[1] < 0.65 * sizes[0]
 
 
-def test_graph_is_folded_and_has_neither_variables_nor_pads(out):
+def test_graph_is_folded_and_has_neither_variables_nor_pads(model, out):
     saved = saved_model_pb2.SavedModel.FromString((out / "1" / "saved_model.pb").read_bytes())
     graph = saved.meta_graphs[0].graph_def
-    functions = [[node.op for node in function.node_def] for function in graph.library.function]
-    (network,) = [kinds for kinds in functions if "Conv2D" in kinds]  # one copy for all signatures
-    assert network.count("Conv2D") == network.count("BiasAdd") == 13 and "Pad" not in network
-    assert not [op for kinds in functions for op in kinds if "Variable" in op or "BatchNorm" in op]
+    functions = [node.op for function in graph.library.function for node in function.node_def]
+    network = [node.op for node in graph.node]
+    assert network.count("Conv2D") == network.count("BiasAdd") == 3 * 13 and "Pad" not in network
+    assert not [op for op in network + functions if "Variable" in op or "BatchNorm" in op]
+    assert "Conv2D" not in functions
+    constants = sum(node.ByteSize() for node in graph.node if node.op == "Const")
+    assert constants < 1.1 * 4 * model.count_params()  # one copy for all signatures
 
 
 def test_bundle_holds_labels_warm_up_and_readme(out):
