@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from common import checkpoints, files
+from common import checkpoints, drawing, files
 from common.errors import UserError
 
 VERSION = "0.1.0"
@@ -188,6 +188,7 @@ class Log:
         self._step = int(start)
         self._pending = None
         self._sums, self._count = {}, 0
+        self._parts = ()
         self._clock, self._seconds_per_image = None, None
         self._epoch_started = time.monotonic()
         self._rows = self._read_rows(int(start))
@@ -258,6 +259,21 @@ class Log:
             self.write(f"epoch {epoch}  step {self._step}  {numbers}")
         return row
 
+    def draw_curves(self):
+        """Draws metrics.csv over the steps: samples/losses.png, the loss parts, and samples/metrics.png, the rest."""
+        if not self.run.writes or not self._rows:
+            return
+        points = {}
+        for row in self._rows:
+            for name, value in row.items():
+                if name not in ("epoch", "step", "seconds") and value != "":
+                    points.setdefault(name, []).append((float(row["step"]), float(value)))
+        parts = set(self._parts)
+        for file, chosen, log_y in (("losses", parts, True), ("metrics", points.keys() - parts, False)):
+            lines = {name: tuple(zip(*points[name])) for name in points if name in chosen}
+            if lines:
+                drawing.curves(self.run.samples / f"{file}.png", lines, xlabel="step", ylabel=file, log_y=log_y)
+
     def scalar(self, name, value):
         """One point of a TensorBoard curve at the current step."""
         with self._writer.as_default(step=self._step):
@@ -282,6 +298,7 @@ class Log:
             advice = self.advice.get(first, self.advice.get("any", ""))
             raise NonFiniteLoss(f"Loss part {first} is {values[first]} at step {step}; training stops and "
                                 f"the last good checkpoint is kept. {advice}".rstrip())
+        self._parts = tuple(values)
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1

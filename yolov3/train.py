@@ -132,6 +132,7 @@ def train(run_folder, config, strategy):
                     drawing.write_png(run.samples / f"epoch_{epoch:04d}.png", samples)
                     log.image("detections", samples)
                     log.epoch(epoch, metrics)
+                    log.draw_curves()
                 else:
                     log.epoch(epoch)
             if signals.stop or step % steps_per_epoch == 0 or step % config["checkpoint_every"] == 0:

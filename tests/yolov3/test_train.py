@@ -1,5 +1,6 @@
 """Training as a whole: replicas, resuming, overfitting, the NaN stop, freezing, and mistakes of the user."""
 
+import json
 import os
 import pathlib
 import signal
@@ -108,7 +109,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(folder, tmp_path):
     """Fault 13: kill -9 behind step 5 of 6, after the checkpoint of step 4; Adam, EMA, multi-scale, augmentation."""
     config = config_of(folder, ema=0.9, multi_scale=True)
     files = tmp_path / "config.json"
-    files.write_text(__import__("json").dumps(config))
+    files.write_text(json.dumps(config))
     script = KILLED.format(root=str(pathlib.Path(train.__file__).parents[1]), config=str(files),
                            run=str(tmp_path / "killed"))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=300,
@@ -134,6 +135,7 @@ def test_overfits_a_few_pictures(folder, tmp_path):
     metrics = train.train(tmp_path / "run", config, tf.distribute.get_strategy())
     assert metrics["map50"] >= 0.9
     assert (tmp_path / "run" / "samples" / "epoch_0150.png").stat().st_size > 1000
+    assert all((tmp_path / "run" / "samples" / name).stat().st_size > 1000 for name in ("losses.png", "metrics.png"))
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert rows[0].split(",")[:8] == ["epoch", "step", "seconds", "xy", "wh", "obj", "noobj", "class"]
     assert len(rows) == 151
