@@ -21,6 +21,7 @@ setup(
         "matplotlib>=3.9,<4",
         "absl-py>=2.1,<3",
         "tensorboard>=2.20,<3",  # no longer installed with tensorflow
+        "h5py>=3.11,<4",
         "tqdm>=4.66,<5",
         "defusedxml>=0.7.1,<1",
     ],
@@ -31,6 +32,7 @@ setup(
             "pycocotools>=2.0.11,<3",
             "mean-average-precision>=2021.4.26",
             "scikit-learn>=1.5,<2",
+            "pillow>=10",  # writes pictures of the kinds that people have: CMYK, EXIF, WebP
             "tensorflow-serving-api>=2.21,<2.22",
         ],
         "openvino": ["openvino>=2026.1"],

@@ -12,7 +12,9 @@ import sys
 
 from absl import app, flags
 from absl import logging as absl_logging
+import tensorflow as tf
 
+from common import records
 from common.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -22,7 +24,7 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 def run(main, define_flags):
     """Defines the flags, parses the command line and calls `main(args)`, args without the program's name.
 
-    A `UserError` becomes one line on stderr and exit code 2; Ctrl-C becomes exit code 130.
+    A `UserError`, and a damaged record, become one line on stderr and exit code 2; Ctrl-C becomes exit code 130.
     """
     define_flags()
 
@@ -32,6 +34,12 @@ def run(main, define_flags):
             main(argv[1:])
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except tf.errors.InvalidArgumentError as error:
+            damage = records.damage(error)
+            if damage is None:
+                raise
+            print(f"error: {damage}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             sys.exit(130)

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 from typing import NamedTuple
 
@@ -261,6 +262,12 @@ def dataset(folder, split, *, seed=None, start=(0, 0), epochs=None, limit=0, num
         left = (epochs - start[0]) * per_epoch - _first(start[1], num_shards, shard_index)
         stream = stream.apply(tf.data.experimental.assert_cardinality(max(0, left)))
     return stream
+
+
+def damage(error):
+    """The line about a damaged record in a TensorFlow error that `dataset` raised; None for any other error."""
+    found = re.search(r"assertion failed: \[(.* is damaged: .*? again\.)", error.message)
+    return found[1] if found else None
 
 
 def verify(folder):

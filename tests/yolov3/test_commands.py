@@ -65,3 +65,19 @@ def test_mistakes_end_with_one_line(shell, words, message):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last
+
+
+def test_a_damaged_record_is_one_line_that_names_the_file(shell):
+    """Fault 23: a byte flipped in a picture's record, after the set was built."""
+    from common import detection_demo
+
+    folder = detection_demo.build(shell.folder, name="damaged", size=64, splits={"train": 6, "val": 2},
+                                  progress=False).folder
+    path = next(folder.glob("train-*.tfrecord"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    done = shell("yolov3.train", f"--tfrecords={folder}", "--model=tiny", "--width=0.1", "--image_size=64",
+                 "--batch_size=2", "--epochs=2", "--run=runs/damaged")
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert f"error: {path} is damaged: no whole record" in done.stderr
