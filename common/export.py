@@ -234,8 +234,8 @@ def save(folder, network, signatures, *, requests=(), extra=None):
     # Traced before there is a tf.Graph: inside one, == and != of tensors would compare Python objects.
     traced = {name: _trace(network, signature) for name, signature in signatures.items()}
     definitions, constants = {}, {}
-    # All signatures share one set of constants in one flat graph. As a function of the graph's library, which is
-    # what tf.saved_model.save makes of it, a server copies the network for each loop and branch: gigabytes.
+    # All signatures share one set of constants in one flat graph. As a function of the graph's library, which
+    # is what tf.saved_model.save makes of it, a server copies the network for each loop and branch: gigabytes.
     with tf.Graph().as_default() as graph, tf1.Session(graph=graph) as session, _quiet():
         for name, (before, after) in traced.items():
             spec = signatures[name].spec
