@@ -12,6 +12,7 @@ H, W picture, h, w grid, A anchors per scale, N boxes, C classes, S side of the 
 import pathlib
 import shlex
 
+import cv2
 import numpy as np
 import tensorflow as tf
 
@@ -43,6 +44,17 @@ def augment(image, boxes_xyxy, labels, seed, size):
     result. Returns image float32 [S, S, 3] in 0..1, boxes_xyxy in fractions of it, clipped, and the labels of
     those that stay.
     """
+    image, boxes_xyxy, labels = augment_bytes(image, boxes_xyxy, labels, seed, size)
+    return as_floats(image), boxes_xyxy, labels
+
+
+def as_floats(images):
+    """uint8 as float32 in 0..1; floats as they are."""
+    return images if images.dtype == tf.float32 else tf.cast(images, tf.float32) * (1 / 255)
+
+
+def augment_bytes(image, boxes_xyxy, labels, seed, size):
+    """`augment` with a uint8 image: a quarter of the bytes to copy until a batch is complete."""
     draws = tf.random.stateless_uniform([9], seed)
     height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
     side = tf.cast(size, tf.float32)
@@ -55,8 +67,7 @@ def augment(image, boxes_xyxy, labels, seed, size):
     top = draws[3] * (side - height * scale_y)
     flip = draws[4] < 0.5
 
-    image = place(image, left, top, scale_x, scale_y, flip, size)
-    image = jitter_colors(image, draws[5:])
+    image = place_bytes(image, left, top, scale_x, scale_y, flip, size, color_matrix(draws[5:]))
     moved = boxes_xyxy * tf.stack([width * scale_x, height * scale_y] * 2) + tf.stack([left, top] * 2)
     moved /= side
     x1, y1, x2, y2 = tf.unstack(moved, axis=-1)
@@ -67,26 +78,35 @@ def augment(image, boxes_xyxy, labels, seed, size):
 
 
 def place(image, left, top, scale_x, scale_y, flip, size):
-    """The picture, scaled, with its corner at (left, top) of a grey square of side `size`, and perhaps flipped.
+    """The picture, scaled, with its corner at (left, top) of a grey square of side `size`, perhaps flipped.
 
-    One bilinear resampling does it all: crop_and_resize looks outside the picture, and mirrors where x1 > x2.
-    It puts samples at y1 (H - 1) + i (y2 - y1) (H - 1) / (S - 1), from which the corners below follow for
-    pixel centres.
+    image uint8 [H, W, 3]. Returns float32 [S, S, 3] in 0..1.
     """
-    side = tf.cast(size, tf.float32)
-    corners = []
-    for offset, scale, axis in ((top, scale_y, 0), (left, scale_x, 1)):
-        last = tf.cast(tf.maximum(tf.shape(image)[axis] - 1, 1), tf.float32)
-        corners += [((0.5 - offset) / scale - 0.5) / last, ((side - 0.5 - offset) / scale - 0.5) / last]
-    y1, y2, x1, x2 = corners
-    x1, x2 = tf.where(flip, x2, x1), tf.where(flip, x1, x2)
-    crop = tf.image.crop_and_resize(image[None], [[y1, x1, y2, x2]], [0], [size, size],
-                                    extrapolation_value=127.5)
-    return crop[0] / 255
+    return as_floats(place_bytes(image, left, top, scale_x, scale_y, flip, size, tf.eye(3)))
 
 
-def jitter_colors(image, draws):
-    """Exposure, saturation and hue changed by one linear map; image [S, S, 3] in 0..1, draws [4].
+def place_bytes(image, left, top, scale_x, scale_y, flip, size, colors):
+    """`place` with a uint8 result [S, S, 3], its pixels multiplied by the 3x3 matrix `colors`.
+
+    One bilinear resampling does it all, in OpenCV: TensorFlow's crop_and_resize takes six times as long.
+    """
+    shift_x, shift_y = left + (scale_x - 1) / 2, top + (scale_y - 1) / 2    # between pixel centres
+    mirrored = tf.cast(size, tf.float32) - 1 - shift_x
+    scale_x, shift_x = tf.where(flip, -scale_x, scale_x), tf.where(flip, mirrored, shift_x)
+    transform = tf.reshape(tf.stack([scale_x, 0.0, shift_x, 0.0, scale_y, shift_y]), [2, 3])
+    placed = tf.numpy_function(_place, [image, transform, colors, size], tf.uint8, stateful=False)
+    side = tf.get_static_value(size)    # None where the size is drawn in the graph
+    return tf.ensure_shape(placed, [side, side, 3])
+
+
+def _place(image, transform, colors, size):
+    sides = int(size), int(size)
+    placed = cv2.warpAffine(image, transform, sides, flags=cv2.INTER_LINEAR, borderValue=(128, 128, 128))
+    return cv2.transform(placed, colors)
+
+
+def color_matrix(draws):
+    """The 3x3 matrix that changes exposure, saturation and hue of an RGB pixel; draws [4] in 0..1.
 
     In the luma-chroma plane (Y'IQ) saturation is a scaling and hue a rotation, so that a 3x3 matrix does what
     Darknet does in HSV, in a tenth of the time. Exposure and saturation up to 1.5 either way, as
@@ -97,11 +117,15 @@ def jitter_colors(image, draws):
     angle = (2 * draws[2] - 1) * 0.1 * 3.14159265
     cos, sin = saturation * tf.cos(angle), saturation * tf.sin(angle)
     turn = tf.stack([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
-    to_yiq = tf.constant([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-    matrix = exposure * tf.linalg.inv(to_yiq) @ tf.cast(turn, tf.float32) @ to_yiq
-    shape = tf.shape(image)
-    colors = tf.reshape(image, [-1, 3]) @ tf.transpose(matrix)
-    return tf.clip_by_value(tf.reshape(colors, shape), 0.0, 1.0)
+    to_yiq = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]],
+                      np.float32)
+    return exposure * np.linalg.inv(to_yiq) @ tf.cast(turn, tf.float32) @ to_yiq
+
+
+def jitter_colors(image, draws):
+    """Exposure, saturation and hue of an image [S, S, 3] in 0..1 changed by one linear map; draws [4]."""
+    colors = tf.reshape(image, [-1, 3]) @ tf.transpose(color_matrix(draws))
+    return tf.clip_by_value(tf.reshape(colors, tf.shape(image)), 0.0, 1.0)
 
 
 def encode_targets(boxes_xyxy, labels, anchors, strides, size, num_classes):
@@ -113,39 +137,40 @@ def encode_targets(boxes_xyxy, labels, anchors, strides, size, num_classes):
     anchor the later stays, with the classes of both, as in Darknet. Boxes without area, and those with a
     label below 0 (crowds), are no truths.
     """
+    boxes_xyxy, labels = tf.convert_to_tensor(boxes_xyxy), tf.convert_to_tensor(labels)
+    grids = encode_batch(boxes_xyxy[None], labels[None], anchors, strides, size, num_classes)
+    return tuple(grid[0] for grid in grids)
+
+
+def encode_batch(boxes_xyxy, labels, anchors, strides, size, num_classes):
+    """`encode_targets` of B pictures, [B, N, 4] and [B, N]: over scales float32 [B, h, w, A, 5 + C]."""
     anchors = tf.convert_to_tensor(anchors, tf.float32)
-    num_anchors = anchors.shape[1]
-    x, y, width, height = tf.unstack(boxes.to_cxcywh(boxes_xyxy), axis=-1)
-    sizes = tf.stack([width, height], axis=-1) * tf.cast(size, tf.float32)                # [N, 2] pixels
-    best = tf.argmax(boxes.shape_iou(sizes, tf.reshape(anchors, [-1, 2])), axis=-1, output_type=tf.int32)
-    real = (width > 0) & (height > 0) & (labels >= 0)
+    num_anchors, cells = anchors.shape[1], [size // stride for stride in strides]
+    all_anchors = tf.reshape(anchors, [-1, 2])
+    centers, sizes = tf.split(boxes.to_cxcywh(boxes_xyxy), 2, axis=-1)
+    sizes *= tf.cast(size, tf.float32)                                                    # [B, N, 2] pixels
+    best = tf.argmax(boxes.shape_iou(sizes, all_anchors), axis=-1, output_type=tf.int32)
+    scale = best // num_anchors
 
+    side = tf.gather(tf.stack(cells), scale)[..., None]                                   # [B, N, 1] cells
+    position = centers * tf.cast(side, tf.float32)
+    cell = tf.clip_by_value(tf.cast(tf.floor(position), tf.int32), 0, side - 1)           # (column, row)
+    index = tf.stack([scale, cell[..., 1], cell[..., 0], best % num_anchors], axis=-1)    # [B, N, 4]
+    real = tf.reduce_all(sizes > 0, axis=-1) & (labels >= 0)
+    same = tf.reduce_all(index[:, :, None] == index[:, None], axis=-1) & real[:, None]    # [B, N, N]
+    later = tf.linalg.band_part(same, 0, -1) & ~tf.linalg.band_part(same, 0, 0)
+    last = real & ~tf.reduce_any(later, axis=-1)
+    classes = tf.minimum(tf.cast(same, tf.float32) @ tf.one_hot(labels, num_classes), 1.0)
+    log_sizes = tf.math.log(tf.maximum(sizes, 1e-6) / tf.gather(all_anchors, best))
+    offsets = position - tf.cast(cell, tf.float32)
+    values = tf.concat([offsets, log_sizes, tf.ones_like(log_sizes[..., :1]), classes], axis=-1)
     grids = []
-    for scale, stride in enumerate(strides):
-        cells = size // stride
-        cells_float = tf.cast(cells, tf.float32)
-        column = tf.clip_by_value(tf.cast(tf.floor(x * cells_float), tf.int32), 0, cells - 1)
-        row = tf.clip_by_value(tf.cast(tf.floor(y * cells_float), tf.int32), 0, cells - 1)
-        anchor = best % num_anchors
-        here = tf.where(real & (best // num_anchors == scale))[:, 0]
-        index = tf.gather(tf.stack([row, column, anchor], axis=-1), here)                 # [K, 3]
-
-        offsets = tf.stack([x * cells_float - tf.cast(column, tf.float32),
-                            y * cells_float - tf.cast(row, tf.float32)], axis=-1)
-        log_sizes = tf.math.log(tf.maximum(sizes, 1e-6) / tf.gather(anchors[scale], anchor))
-        values = tf.gather(tf.concat([offsets, log_sizes, tf.ones_like(offsets[:, :1])], axis=-1), here)
-        values *= tf.cast(last_in_cell(index), tf.float32)[:, None]
-        box_grid = tf.scatter_nd(index, values, [cells, cells, num_anchors, 5])
-        one_hot = tf.one_hot(tf.gather(labels, here), num_classes)
-        class_grid = tf.minimum(tf.scatter_nd(index, one_hot, [cells, cells, num_anchors, num_classes]), 1.0)
-        grids.append(tf.concat([box_grid, class_grid], axis=-1))
-    return tuple(grids)
-
-
-def last_in_cell(index):
-    """True for the last of the rows [K, 3] that are equal; [K]."""
-    same = tf.reduce_all(index[:, None] == index[None], axis=-1)
-    return ~tf.reduce_any(tf.linalg.band_part(same, 0, -1) & ~tf.linalg.band_part(same, 0, 0), axis=-1)
+    for number, side in enumerate(cells):
+        here = tf.where(last & (scale == number))                                         # [K, 2]
+        at = tf.concat([tf.cast(here[:, :1], tf.int32), tf.gather_nd(index, here)[:, 1:]], axis=-1)
+        shape = [tf.shape(labels)[0], side, side, num_anchors, 5 + num_classes]
+        grids.append(tf.scatter_nd(at, tf.gather_nd(values, here), shape))
+    return grids
 
 
 def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch_size, seed, augmented=True,
@@ -172,21 +197,22 @@ def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch
         step = (item["epoch"] * per_epoch + item["index"]) // global_batch_size
         draw = tf.random.stateless_uniform([], [seed, step // STEPS_PER_SIZE], 0, len(sizes), tf.int32)
         size = tf.constant(sizes)[draw] if multi_scale else image_size
-        if augmented:
-            item_seed = tf.stack([tf.cast(seed, tf.int64) * 1_000_003 + item["epoch"], item["index"]])
-            image, truth, labels = augment(
-                example["image"], example["boxes_xyxy"], example["labels"], item_seed, size)
-        else:
-            image, truth, labels = letterboxed(example, size)
-        grids = encode_targets(truth, labels, anchors, strides, size, num_classes)
-        return image, {"boxes_xyxy": truth, "grids": grids}
+        if not augmented:
+            return letterboxed(example, size)
+        item_seed = tf.stack([tf.cast(seed, tf.int64) * 1_000_003 + item["epoch"], item["index"]])
+        return augment_bytes(example["image"], example["boxes_xyxy"], example["labels"], item_seed, size)
+
+    def encode(images, boxes_xyxy, labels):
+        size = tf.shape(images)[1] if multi_scale else image_size
+        grids = encode_batch(boxes_xyxy, labels, anchors, strides, size, num_classes)
+        grids = [tf.ensure_shape(grid, [batch_size] + shape) for grid, shape in zip(grids, grid_shapes)]
+        return as_floats(images), {"boxes_xyxy": boxes_xyxy, "grids": tuple(grids)}
 
     side = None if multi_scale else image_size
-    cell_shape = [len(anchors[0]), 5 + num_classes]
-    grid_shapes = tuple([side and side // stride] * 2 + cell_shape for stride in strides)
-    shapes = ([side, side, 3], {"boxes_xyxy": [None, 4], "grids": grid_shapes})
+    grid_shapes = [[side and side // stride] * 2 + [len(anchors[0]), 5 + num_classes] for stride in strides]
     dataset = stream.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
-    return dataset.padded_batch(batch_size, shapes, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    dataset = dataset.padded_batch(batch_size, ([side, side, 3], [None, 4], [None]), drop_remainder=True)
+    return dataset.map(encode, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_size=None, limit=0):
