@@ -235,7 +235,7 @@ def save(folder, network, signatures, *, requests=(), extra=None):
     traced = {name: _trace(network, signature) for name, signature in signatures.items()}
     definitions, constants = {}, {}
     # All signatures share one set of constants in one flat graph. As a function of the graph's library, which
-    # is what tf.saved_model.save makes of it, a server copies the network for each loop and branch: gigabytes.
+    # is what tf.saved_model.save makes of it, a server copies the network for each loop and branch.
     with tf.Graph().as_default() as graph, tf1.Session(graph=graph) as session, _quiet():
         for name, (before, after) in traced.items():
             spec = signatures[name].spec
