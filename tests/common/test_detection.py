@@ -265,6 +265,11 @@ def test_boxes_of_a_picture_that_was_resized_are_scaled(tmp_path):
     assert report.repaired == {"picture resized after annotating, boxes scaled": 1}
 
 
+def test_a_size_of_zero_says_nothing(tmp_path):
+    _, (example,) = build(tmp_path, [annotation(KINDS["jpeg"], [[5, 5, 25, 35]], size=(0, 0))])
+    np.testing.assert_allclose(example["boxes_xyxy"][0] * [60, 40, 60, 40], [5, 5, 25, 35], atol=1e-5)
+
+
 @pytest.mark.parametrize("entry, words", [
     (annotation(KINDS["jpeg"], size=(61, 80)), "a.jpg must be as large as annotated, 61 x 80, and is 60 x"),
     (annotation(KINDS["jpeg"], size=(40, 60)), "as large as annotated, 40 x 60, and is 60 x 40"),

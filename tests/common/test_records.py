@@ -170,6 +170,8 @@ def test_empty_sets_and_shards_are_refused(tmp_path):
     assert len(list((tmp_path / "half").glob("train-*"))) == 1  # no shard stays empty
     with pytest.raises(UserError, match="val of .*half is empty"):
         records.dataset(tmp_path / "half", "val")
+    with pytest.raises(UserError, match=r"val-\*\. The split is empty\. Build them: make val"):
+        records.resolve(tmp_path / "half", split="val", command="make val")
     manifest = json.loads((tmp_path / "half" / "manifest.json").read_text())
     (tmp_path / "half" / "train-00000-of-00001.tfrecord").write_bytes(b"")
     manifest["splits"]["train"]["shards"][0].update(bytes=0, examples=0)
@@ -262,6 +264,29 @@ def test_rebuilding_replaces_a_set_only_when_complete(tmp_path):
         "manifest.json", "notes.txt", "train-00000-of-00002.tfrecord", "train-00001-of-00002.tfrecord",
         "train.offsets"]
     assert [number for _, _, number in read(folder)] == list(range(10))
+
+
+def test_a_build_killed_while_it_is_published_leaves_no_set_and_no_litter(tmp_path, monkeypatch):
+    """Between the first and the last file moved; the next build removes the shards without a manifest."""
+    folder = write(tmp_path / "set", 10, num_shards=3)
+    replace, moved = os.replace, []
+
+    def killed(*paths):
+        if len(moved) == 2:
+            raise SystemExit
+        moved.append(paths)
+        replace(*paths)
+
+    monkeypatch.setattr(records.os, "replace", killed)
+    with pytest.raises(SystemExit):
+        write(folder, 20, num_shards=4)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="No records match"):
+        records.resolve(folder)
+    write(folder, 5, num_shards=1)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "manifest.json", "train-00000-of-00001.tfrecord", "train.offsets"]
+    assert [number for _, _, number in read(folder)] == list(range(5))
 
 
 def test_one_build_at_a_time(tmp_path):
