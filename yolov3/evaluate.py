@@ -14,6 +14,7 @@ import tensorflow as tf
 from common import boxes, cli, drawing, files, records, training
 from common.errors import UserError
 from common.metrics import average_precision
+from common.metrics.detection_errors import detection_errors
 from yolov3 import predict, preprocess
 from yolov3.postprocess import postprocess
 
@@ -120,6 +121,11 @@ def table(summary):
     coco = summary["coco"]
     lines.append(f"{'mean':{width}}  {summary['objects']:7d}  {summary['voc07_map']:6.3f}  "
                  f"{summary['voc10_map']:6.3f}  {coco['AP']:6.3f}")
+    if "errors" in summary:
+        kinds, found = summary["errors"]["kinds"], summary["errors"]["found"]
+        lines.append("detections above 0.25  " + "  ".join(f"{name} {count}" for name, count in kinds.items()))
+        lines.append("objects found by them  " + "  ".join(f"{size} {got} of {total}"
+                                                           for size, (got, total) in found.items()))
     lines.append("COCO  " + "  ".join(f"{name} {value:.3f}" for name, value in coco.items()))
     return "\n".join(lines)
 
@@ -175,6 +181,7 @@ def main(args):
     dataset = batches(folder, split, strategy, image_size=image_size, batch_size=flags.batch_size, limit=limit)
     detections, truths = collect(detect, dataset, strategy)
     summary, curves = summarize(detections, truths, config["labels"])
+    summary["errors"] = detection_errors(detections, truths)
     print(table(summary))
     out = pathlib.Path(flags.out or pathlib.Path(flags.run) / "evaluation")
     for path in write_report(out, split, summary, curves, config["labels"]):
