@@ -1,4 +1,4 @@
-"""Pictures before they go into records: files cut anywhere, orientation against OpenCV, the limit of pixels."""
+"""Pictures before they go into records: cut anywhere, orientation against OpenCV, the limit of pixels."""
 
 import io
 import struct
