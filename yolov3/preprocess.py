@@ -100,6 +100,8 @@ def place_bytes(image, left, top, scale_x, scale_y, flip, size, colors):
 
 
 def _place(image, transform, colors, size):
+    step = max(image.shape[:2]) // 32767 + 1  # OpenCV takes shorter sides than that
+    image, transform = np.ascontiguousarray(image[::step, ::step]), transform * np.float32([step, step, 1])
     sides = int(size), int(size)
     placed = cv2.warpAffine(image, transform, sides, flags=cv2.INTER_LINEAR, borderValue=(128, 128, 128))
     return cv2.transform(placed, colors)

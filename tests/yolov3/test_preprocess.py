@@ -231,6 +231,15 @@ def test_outside_of_the_picture_is_grey():
     np.testing.assert_allclose(out[60:], 0.5, atol=2e-3)
 
 
+def test_a_side_too_long_for_opencv():
+    """Left half black, right half white, 40,000 pixels wide."""
+    image = np.repeat(np.repeat(np.array([[0, 255]], np.uint8), 20_000, 1), 4, 0)[..., None].repeat(3, -1)
+    scale, zero, high = tf.constant(80 / 40_000), tf.constant(0.0), tf.constant(20.0)
+    out = preprocess.place(tf.constant(image), zero, zero, scale, high, tf.constant(False), 80).numpy()
+    np.testing.assert_array_equal(out[40, 1:38], 0)
+    np.testing.assert_array_equal(out[40, 42:79], 1)
+
+
 def test_same_seed_same_result():
     image, truth = rectangle()
     image[:] += np.random.default_rng(0).integers(0, 5, image.shape, np.uint8)
