@@ -1,9 +1,9 @@
 """Pictures per second of the input pipeline: python -m benchmarks.pipeline [--tfrecords PATH]
 
-Decoding alone (records -> tf.io.decode_image), training batches (augmented, with the targets of the loss) and
-evaluation batches, all with tf.data's own choice of parallelism, and the last two as a share of the first. They
-take turns in one process, so that what else the machine does falls on all of them. Without --tfrecords, made-up
-pictures of 500 x 375 are built in a temporary folder first, which gives the builder's figure.
+Decoding alone (records -> tf.io.decode_image), training batches (augmented, with the targets of the loss)
+and evaluation batches, all with tf.data's own choice of parallelism, and the last two as a share of the first.
+They take turns in one process, so that what else the machine does falls on all of them. Without --tfrecords,
+made-up pictures of 500 x 375 are built in a temporary folder first, which gives the builder's figure.
 """
 
 import pathlib
@@ -72,7 +72,7 @@ def measure(datasets, batch_size, rounds, seconds):
 
 def define_flags():
     flags = cli.flags
-    flags.DEFINE_string("tfrecords", None, "Record set: a name under tfrecords/ or a path; None makes one up.")
+    flags.DEFINE_string("tfrecords", None, "Record set: a name or a path; None makes one up.")
     flags.DEFINE_integer("pictures", 300, "How many are made up.", lower_bound=16)
     flags.DEFINE_integer("image_size", 416, "Side of the network input.")
     flags.DEFINE_integer("num_classes", 20, "Classes in the targets.")

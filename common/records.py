@@ -252,7 +252,8 @@ def dataset(folder, split, *, seed=None, start=(0, 0), epochs=None, limit=0, num
         examples, index = _read_window(plan, window)
         mine = (index >= window["begin"]) & (index < usable) & (index % num_shards == shard_index)
         index = tf.boolean_mask(index, mine)
-        return {"record": examples(mine), "index": index, "epoch": tf.fill(tf.shape(index), window["epoch"])}
+        epoch = tf.fill(tf.shape(index), window["epoch"])
+        return {"record": examples(mine), "index": index, "epoch": epoch}
 
     last = tf.int64.max if epochs is None else epochs
     stream = tf.data.Dataset.range(start[0], last).flat_map(windows).map(read).prefetch(1)
