@@ -170,14 +170,14 @@ def load_run(model, folder, *, transfer="all"):
 
 def read_run(folder, which="best"):
     """(model, config) of a run folder. Raises UserError."""
+    if not folder:
+        raise UserError("--run must name a run folder, runs/yolov3/<name>. Train one: python -m yolov3.train --demo")
     config = training.read_config(folder)
-    try:
-        name, width, labels, anchors = (config[key] for key in ("model", "width", "labels", "anchors"))
-        build = models.MODELS[name]
-    except KeyError as error:
-        raise UserError(f"{folder} must be a run of yolov3, but its config.json lacks {error}. Give "
-                        "--run a folder that yolov3.train or yolov3.convert wrote.") from None
-    model = build(len(labels), len(anchors[0]), width)
+    missing = {"article", "model", "width", "image_size", "labels", "anchors"} - set(config)
+    if missing or config["article"] != "yolov3":
+        raise UserError(f"{folder} must be a run of yolov3, and its config.json is of {config.get('article')!r} and "
+                        f"lacks {sorted(missing) or 'nothing'}. Give a folder that yolov3.train wrote.")
+    model = models.MODELS[config["model"]](len(config["labels"]), len(config["anchors"][0]), config["width"])
     training.load_weights(folder, model, which)
     return model, config
 

@@ -35,21 +35,8 @@ def load_run(folder, which="best", precision="float32"):
 
     precision: float32 or mixed_bfloat16, the arithmetic of the network whatever it was trained in.
     """
-    if not folder:
-        raise UserError(
-            "--run must name a run folder, runs/yolov3/<name>. Train one: python -m yolov3.train --demo"
-        )
-    config = training.read_config(folder)
-    missing = {"article", "model", "width", "image_size", "labels", "anchors"} - set(config)
-    if missing or config["article"] != "yolov3":
-        raise UserError(
-            f"{folder} must be a run of yolov3, and its config.json is of {config.get('article')!r} and "
-            f"lacks {sorted(missing) or 'nothing'}. Give a folder that yolov3.train wrote."
-        )
     with dtype_policy(precision):
-        model = build(config)
-    training.load_weights(folder, model, which)
-    return model, config
+        return convert.read_run(folder, which)
 
 
 def build(config):

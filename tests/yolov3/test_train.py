@@ -75,8 +75,8 @@ def test_evaluation_takes_every_picture_once_on_any_number_of_replicas(folder, t
             def replica(images):
                 count = tf.shape(images)[0]
                 return {"num": tf.ones([count], tf.int32), "classes": tf.zeros([count, 1], tf.int32),
-                        "scores": tf.ones([count, 1]), "boxes": tf.tile(tf.reduce_mean(images, [1, 2, 3])[:, None, None],
-                                                                        [1, 1, 4])}
+                        "scores": tf.ones([count, 1]),
+                        "boxes": tf.tile(tf.reduce_mean(images, [1, 2, 3])[:, None, None], [1, 1, 4])}
             return strategy.run(replica, args=(images,))
 
         dataset = evaluate.batches(folder, "val", strategy, image_size=64, batch_size=4)
@@ -145,7 +145,8 @@ def test_overfits_a_few_pictures(folder, tmp_path):
 def test_nan_stops_training_and_names_the_part(folder, tmp_path):
     config = config_of(folder, learning_rate=1e6, warmup_steps=0, clip_norm=0.0, epochs=20, eval_every=20,
                        optimizer="sgd")
-    with pytest.raises(training.NonFiniteLoss, match=r"Loss part (xy|wh|obj|noobj|class) is .* at step \d+.*--learning_rate"):
+    message = r"Loss part (xy|wh|obj|noobj|class) is .* at step \d+.*--learning_rate"
+    with pytest.raises(training.NonFiniteLoss, match=message):
         train.train(tmp_path / "run", config, tf.distribute.get_strategy())
 
 
