@@ -308,7 +308,7 @@ def ensure_records(name):
         try:
             return build(name)
         except UserError as error:
-            raise UserError(f"{missing} It could not be done on the spot: {error}") from None
+            raise UserError(f"{missing} (not done on the spot: {error})") from None
 
 
 def command(name):

@@ -97,7 +97,7 @@ def train(run_folder, config, strategy):
     run = training.open_run(run_folder, config, IDENTITY)
     with strategy.scope():
         model = MODELS[config["model"]](len(config["labels"]), anchors.shape[1], config["width"])
-        if config["weights"] and not run.resumed:
+        if config["weights"] and not any(run.folder.glob("checkpoints/ckpt-*.index")):
             load_start(model, config)
         if config["freeze_backbone"]:
             freeze_backbone(model)
