@@ -87,7 +87,10 @@ def train(run_folder, config, strategy):
 
     config: the flat dict that config.json keeps, see `make_config`. Raises UserError for what the user can mend.
     """
-    folder = records.resolve(config["tfrecords"], command=preprocess.command(config["tfrecords"]))
+    command = preprocess.command(config["tfrecords"])
+    folder = records.resolve(config["tfrecords"], command=command)
+    if not config["limit"]:
+        records.resolve(config["tfrecords"], split="val", command=command)
     steps_per_epoch = max(1, records.count(folder, "train", limit=config["limit"]) // config["batch_size"])
     total_steps = config["epochs"] * steps_per_epoch
     anchors, image_size = np.array(config["anchors"], np.float32), config["image_size"]
@@ -129,7 +132,8 @@ def train(run_folder, config, strategy):
                     with training.swapped(model.weights if ema else [], ema):
                         metrics, samples = validate(detect, folder, config, strategy)
                         run.save_best(model, metrics["map50"], step)
-                    drawing.write_png(run.samples / f"epoch_{epoch:04d}.png", samples)
+                    if run.writes:
+                        drawing.write_png(run.samples / f"epoch_{epoch:04d}.png", samples)
                     log.image("detections", samples)
                     log.epoch(epoch, metrics)
                     log.draw_curves()

@@ -186,3 +186,10 @@ def test_unbuilt_records_name_the_command(tmp_path):
     with pytest.raises(UserError, match="No records match .*python -m yolov3.preprocess --dataset nothing_here"):
         train.train(tmp_path / "run", {**train.DEFAULTS, "tfrecords": "nothing_here", "labels": []},
                     tf.distribute.get_strategy())
+
+
+def test_records_without_validation_are_refused_before_training(tmp_path):
+    folder = detection_demo.build(tmp_path, size=64, splits={"train": 4}, progress=False).folder
+    with pytest.raises(UserError, match=r"No records match .*val-\*.*The set holds train"):
+        train.train(tmp_path / "run", config_of(folder), tf.distribute.get_strategy())
+    assert not (tmp_path / "run").exists()
