@@ -186,7 +186,7 @@ def reachable(url, seconds=4):
             answered.set()
         except urllib.error.HTTPError:
             answered.set()  # it answers, if only to refuse this page
-        except (OSError, ValueError):
+        except Exception:  # urllib has many kinds, and in a thread nobody else would catch them
             pass
 
     thread = threading.Thread(target=ask, daemon=True)

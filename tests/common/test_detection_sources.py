@@ -389,3 +389,12 @@ def test_labels_of_voc_and_coco_names():
     assert len(set(detection_sources.VOC_LABELS)) == 20 and detection_sources.VOC_LABELS == sorted(
         detection_sources.VOC_LABELS)
     assert detection_coco.few("abcdefgh") == "a, b, c, d, e, f, ..."
+
+
+@pytest.mark.parametrize("error", [OSError("no route"), AttributeError("'NoneType' object has no attribute 'close'")])
+def test_whatever_goes_wrong_on_the_way_is_no_connection(monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(detection_sources.urllib.request, "urlopen", fail)
+    assert not detection_sources.reachable("https://example.org/")
