@@ -67,19 +67,6 @@ def best_possible_recall(sizes, anchors, iou=0.5):
     return float((shape_iou(sizes, anchors).max(axis=1) >= iou).mean()) if len(sizes) else 0.0
 
 
-def letterboxed_sizes(boxes_xyxy, height, width, image_size):
-    """Sizes [N, 2] in pixels of the network input of boxes [N, 4] in fractions of a height x width picture.
-
-    Darknet's letterbox rounds the picture's sides down to whole pixels (common.boxes.letterbox_geometry).
-    height and width are ints, or arrays [N] with a value for each box.
-    """
-    boxes_xyxy = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
-    height, width = np.asarray(height, np.int64), np.asarray(width, np.int64)
-    longer = np.maximum(height, width)
-    sides = np.maximum(np.stack([width, height], axis=-1) * image_size // longer[..., None], 1)
-    return (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * sides
-
-
 def collisions(boxes_per_image, anchors, image_size, strides):
     """How many truth boxes lose their cell and anchor to another of their picture: YOLO can learn only one.
 

@@ -168,9 +168,9 @@ def main(args):
     name = flags.tfrecords or config.get("tfrecords")
     if not name:
         raise UserError(f"{flags.run} was not trained here; say with --tfrecords what to evaluate it on.")
-    folder = records.resolve(name, split=flags.split or "val", command=preprocess.command(name))
     limited = bool(config.get("limit")) and not flags.tfrecords
     split = flags.split or ("train" if limited else "val")
+    folder = records.resolve(name, split=split, command=preprocess.command(name))
     limit = flags.limit or (config["limit"] if limited and split == "train" else 0)
     found_labels = records.read_manifest(folder)["labels"]
     if found_labels != config["labels"]:

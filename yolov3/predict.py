@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common import boxes, cli, drawing, export, files, media, training
+from common import boxes, cli, drawing, export, files, media
 from common.errors import UserError
 from yolov3 import convert
 from yolov3.model import ANCHORS, MODELS, TINY_ANCHORS

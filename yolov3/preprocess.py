@@ -55,7 +55,7 @@ def as_floats(images):
 
 def augment_bytes(image, boxes_xyxy, labels, seed, size):
     """`augment` with a uint8 image: a quarter of the bytes to copy until a batch is complete."""
-    draws = tf.random.stateless_uniform([9], seed)
+    draws = tf.random.stateless_uniform([8], seed)
     height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
     side = tf.cast(size, tf.float32)
 
@@ -108,7 +108,7 @@ def _place(image, transform, colors, size):
 
 
 def color_matrix(draws):
-    """The 3x3 matrix that changes exposure, saturation and hue of an RGB pixel; draws [4] in 0..1.
+    """The 3x3 matrix that changes exposure, saturation and hue of an RGB pixel; draws [3] in 0..1.
 
     In the luma-chroma plane (Y'IQ) saturation is a scaling and hue a rotation, so that a 3x3 matrix does what
     Darknet does in HSV, in a tenth of the time. Exposure and saturation up to 1.5 either way, as
@@ -122,12 +122,6 @@ def color_matrix(draws):
     to_yiq = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]],
                       np.float32)
     return exposure * np.linalg.inv(to_yiq) @ tf.cast(turn, tf.float32) @ to_yiq
-
-
-def jitter_colors(image, draws):
-    """Exposure, saturation and hue of an image [S, S, 3] in 0..1 changed by one linear map; draws [4]."""
-    colors = tf.reshape(image, [-1, 3]) @ tf.transpose(color_matrix(draws))
-    return tf.clip_by_value(tf.reshape(colors, tf.shape(image)), 0.0, 1.0)
 
 
 def encode_targets(boxes_xyxy, labels, anchors, strides, size, num_classes):

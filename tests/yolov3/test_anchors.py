@@ -76,17 +76,6 @@ def test_recall_and_mean_iou_by_hand():
     np.testing.assert_allclose(anchors.shape_iou(sizes, ANCHORS), expected, rtol=1e-6)
 
 
-def test_letterboxed_sizes_follow_the_letterbox():
-    boxes_xyxy = np.array([[.1, .2, .6, .9], [0, 0, 1, 1], [.5, .5, .5, .7]])
-    for height, width in ((333, 500), (500, 333), (64, 64), (1000, 3)):
-        placed = boxes.letterbox_boxes(boxes_xyxy, height, width, 416).numpy()
-        np.testing.assert_allclose(anchors.letterboxed_sizes(boxes_xyxy, height, width, 416),
-                                   (placed[:, 2:] - placed[:, :2]) * 416, atol=1e-4)
-    # A picture for each box.
-    np.testing.assert_allclose(
-        anchors.letterboxed_sizes(boxes_xyxy[:2], [100, 200], [200, 100], 416), [[208, 145.6], [208, 416]])
-
-
 def test_collisions_by_hand():
     # At 64 pixels: anchors of 16 and 32 in cells of 8 (8 x 8 of them) and 16 pixels (4 x 4).
     given, strides = [[[16, 16], [8, 24]], [[32, 32], [48, 16]]], (8, 16)

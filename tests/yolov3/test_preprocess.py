@@ -264,31 +264,38 @@ def test_objects_that_leave_the_view_are_no_truths():
     assert out.shape == (96, 96, 3) and boxes_xyxy.shape == (0, 4) and labels.shape == (0,)
 
 
+def recolored(image, draws):
+    """The picture [S, S, 3] uint8 after the colours of the augmentation alone, in its own place; 0..1."""
+    matrix = preprocess.color_matrix(tf.constant(draws))
+    return preprocess.place_bytes(image, 0.0, 0.0, 1.0, 1.0, False, len(image), matrix).numpy() / 255
+
+
+BYTE = 1.5 / 255  # rounding to a byte, and a matrix of Y'IQ whose rows are given to four digits
+
+
 def test_neutral_draws_change_no_colour():
-    image = np.random.default_rng(0).uniform(size=(8, 8, 3)).astype(np.float32)
-    np.testing.assert_allclose(preprocess.jitter_colors(image, tf.fill([4], 0.5)), image, atol=1e-5)
+    image = np.random.default_rng(0).integers(0, 256, [8, 8, 3], np.uint8)
+    np.testing.assert_allclose(recolored(image, [0.5] * 3), image / 255, atol=BYTE)
 
 
 def test_hue_and_saturation_keep_grey_grey():
-    grey = np.repeat(np.linspace(0, 1, 8, dtype=np.float32)[None, :, None], 3, -1)
-    for draws in ([0.5, 1.0, 0.0, 0.5], [0.5, 0.0, 1.0, 0.5]):
-        # The rows of the matrix of Y'IQ sum to zero to four digits.
-        np.testing.assert_allclose(preprocess.jitter_colors(grey, tf.constant(draws)), grey, atol=1e-3)
-    brighter = preprocess.jitter_colors(grey, tf.constant([1.0, 0.5, 0.5, 0.5]))
-    np.testing.assert_allclose(brighter, np.minimum(1.5 * grey, 1), atol=1e-3)
+    grey = np.tile(np.linspace(0, 255, 8).astype(np.uint8)[None, :, None], [8, 1, 3])
+    for draws in ([0.5, 1.0, 0.0], [0.5, 0.0, 1.0]):
+        np.testing.assert_allclose(recolored(grey, draws), grey / 255, atol=BYTE)
+    brighter = recolored(grey, [1.0, 0.5, 0.5])
+    np.testing.assert_allclose(brighter, np.minimum(1.5 * grey / 255, 1), atol=BYTE)
 
 
 def test_colours_turn_and_fade():
     """Red fades towards its luma with less saturation, and turns towards yellow or magenta with the hue."""
-    red = np.array([[[0.5, 0.3, 0.3]]], np.float32)
-    luma = 0.299 * 0.5 + 0.701 * 0.3
-    faded = preprocess.jitter_colors(red, tf.constant([0.5, 0.0, 0.5, 0.5])).numpy()[0, 0]
-    np.testing.assert_allclose(faded, luma + (red[0, 0] - luma) / 1.5, atol=1e-3)
-    one, other = (preprocess.jitter_colors(red, tf.constant([0.5, 0.5, hue, 0.5])).numpy()[0, 0]
-                  for hue in (0.0, 1.0))
+    red = np.tile(np.array([200, 60, 60], np.uint8), [8, 8, 1])
+    luma = (0.299 * 200 + 0.701 * 60) / 255
+    faded = recolored(red, [0.5, 0.0, 0.5])[4, 4]
+    np.testing.assert_allclose(faded, luma + (red[4, 4] / 255 - luma) / 1.5, atol=BYTE)
+    one, other = (recolored(red, [0.5, 0.5, hue])[4, 4] for hue in (0.0, 1.0))
     assert (one[1] - one[2]) * (other[1] - other[2]) < 0
     for color in (one, other):
-        assert color @ [0.299, 0.587, 0.114] == pytest.approx(luma, abs=1e-3)
+        assert color @ [0.299, 0.587, 0.114] == pytest.approx(luma, abs=BYTE)
 
 
 def test_sizes_of_multi_scale_training():
