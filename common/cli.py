@@ -26,7 +26,11 @@ def run(main, define_flags):
 
     A `UserError`, and a damaged record, become one line on stderr and exit code 2; Ctrl-C becomes exit code 130.
     """
+    before = set(FLAGS)
     define_flags()
+    for name in set(FLAGS) - before:
+        # --help shows the flags of the file that was run; those that it shares are its own, too.
+        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
 
     def guarded(argv):
         absl_logging.set_verbosity(absl_logging.WARNING)

@@ -55,6 +55,12 @@ def test_train_evaluate_predict_export(shell):
     assert (shell.folder / "serving" / "yolov3" / "1" / "saved_model.pb").exists()
 
 
+def test_help_lists_the_shared_flags_with_those_of_the_file(shell):
+    shown = shell("yolov3.train", "--help").stdout
+    for name in ("--tfrecords", "--[no]demo", "--epochs", "--precision", "--limit", "--[no]multi_scale"):
+        assert f"\n  {name}:" in shown, name
+
+
 @pytest.mark.parametrize("words, message", [
     (["yolov3.train"], "Give either --tfrecords NAME"),
     (["yolov3.evaluate"], "--run must name a run folder"),
