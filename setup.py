@@ -10,7 +10,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(include=["common*", "yolov3*"]),
+    packages=find_packages(include=["common*", "yolov3*", "ssd*", "hourglass*", "cyclegan*", "autoencoders*", "textclf*", "yolov1*"]),
     install_requires=[
         "tensorflow>=2.21,<2.22",
         "keras>=3.15,<3.16",
