@@ -29,7 +29,8 @@ from common.run_folder import Log, NonFiniteLoss, Run, Signals, open_run, read_c
 
 __all__ = ["Checkpoints", "Log", "NonFiniteLoss", "Run", "Schedule", "Signals", "clip_by_global_norm",
            "distribute", "ema_variables", "load_weights", "make_strategy", "named_variables", "open_run",
-           "read_config", "schedule", "set_precision", "set_seed", "swapped", "update_ema", "worker_errors"]
+           "read_config", "schedule", "set_precision", "set_seed", "sum_over_replicas", "swapped", "update_ema",
+           "worker_errors"]
 
 
 def make_strategy(devices=None):
@@ -88,19 +89,20 @@ def distribute(strategy, make_dataset, global_batch_size):
 
 @keras.saving.register_keras_serializable(package="zoo")
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A warm-up to `learning_rate`, then "constant", "cosine" (to zero) or "step" (`factor` at each of
-    `drops`).
+    """A warm-up to `learning_rate`, then "constant", "cosine" (to zero), "step" (`factor` at each of `drops`) or
+    "exponential" (`factor` once in every `decay_steps`, evenly).
 
     During the first `warmup_steps` the rate is learning_rate * ((step + 1) / warmup_steps) ** warmup_power:
     linear, or with power 4 Darknet's burn-in (network.c, get_current_rate). drops are fractions of
     `total_steps`; Darknet's YOLOv3 has 0.8 and 0.9 with factor 0.1. The cosine is over the steps after the
-    warm-up (Loshchilov, Hutter, SGDR, eq. 5, one cycle).
+    warm-up (Loshchilov, Hutter, SGDR, eq. 5, one cycle). The exponential counts from step 0, warm-up or not, as
+    tf.train.exponential_decay does.
     """
 
     def __init__(self, name, learning_rate, total_steps, warmup_steps=0, warmup_power=1.0, drops=(0.8, 0.9),
-                 factor=0.1):
-        if name not in ("constant", "cosine", "step"):
-            raise UserError(f"A schedule must be constant, cosine or step, not {name!r}.")
+                 factor=0.1, decay_steps=1):
+        if name not in ("constant", "cosine", "step", "exponential"):
+            raise UserError(f"A schedule must be constant, cosine, step or exponential, not {name!r}.")
         self.name = name
         self.learning_rate = float(learning_rate)
         self.total_steps = int(total_steps)
@@ -108,6 +110,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         self.warmup_power = float(warmup_power)
         self.drops = tuple(drops)
         self.factor = float(factor)
+        self.decay_steps = int(decay_steps)
 
     def __call__(self, step):
         step = tf.cast(step, tf.float32)
@@ -118,6 +121,8 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         elif self.name == "step":
             starts = tf.constant([math.ceil(drop * self.total_steps) for drop in self.drops], tf.float32)
             scale = tf.pow(self.factor, tf.reduce_sum(tf.cast(step >= starts, tf.float32)))
+        elif self.name == "exponential":
+            scale = tf.pow(self.factor, step / self.decay_steps)
         else:
             scale = tf.ones_like(step)
         warmup = tf.pow(tf.minimum((step + 1) / max(self.warmup_steps, 1), 1.0), self.warmup_power)
@@ -126,12 +131,20 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
     def get_config(self):
         return {"name": self.name, "learning_rate": self.learning_rate, "total_steps": self.total_steps,
                 "warmup_steps": self.warmup_steps, "warmup_power": self.warmup_power,
-                "drops": list(self.drops), "factor": self.factor}
+                "drops": list(self.drops), "factor": self.factor, "decay_steps": self.decay_steps}
 
 
-def schedule(name, learning_rate, total_steps, warmup_steps=0, warmup_power=1.0, **step):
-    """A learning-rate schedule by name: constant, cosine or step; see `Schedule`."""
-    return Schedule(name, learning_rate, total_steps, warmup_steps, warmup_power, **step)
+def schedule(name, learning_rate, total_steps, warmup_steps=0, warmup_power=1.0, **options):
+    """A learning-rate schedule by name: constant, cosine, step or exponential; see `Schedule`."""
+    return Schedule(name, learning_rate, total_steps, warmup_steps, warmup_power, **options)
+
+
+def sum_over_replicas(value):
+    """The sum of a tensor, or of each of a list, over all replicas; call it in the replica context."""
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return value
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
 def clip_by_global_norm(gradients, clip_norm):
@@ -144,12 +157,10 @@ def clip_by_global_norm(gradients, clip_norm):
     optimizer's own sum over the replicas makes it whole. With a LossScaleOptimizer, multiply clip_norm by its
     dynamic_scale.
     """
-    context = tf.distribute.get_replica_context()
-    present = [tf.convert_to_tensor(gradient) for gradient in gradients if gradient is not None]
-    if context.num_replicas_in_sync > 1:
-        present = context.all_reduce(tf.distribute.ReduceOp.SUM, present)
+    replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+    present = sum_over_replicas([tf.convert_to_tensor(gradient) for gradient in gradients if gradient is not None])
     clipped, _ = tf.clip_by_global_norm(present, clip_norm)
-    shares = iter([gradient / context.num_replicas_in_sync for gradient in clipped])
+    shares = iter([gradient / replicas for gradient in clipped])
     return [None if gradient is None else next(shares) for gradient in gradients]
 
 

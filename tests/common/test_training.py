@@ -97,10 +97,13 @@ def test_schedules():
     cosine = training.schedule("cosine", 2.0, 110, warmup_steps=10)
     assert [float(cosine(step)) for step in (10, 35, 60, 110, 200)] == pytest.approx(
         [2, 1 + math.cos(math.pi / 4), 1, 0, 0], abs=1e-6)
+    exponential = training.schedule("exponential", 2.0, 100, warmup_steps=2, factor=0.25, decay_steps=10)
+    assert [float(exponential(step)) for step in (0, 1, 5, 10, 20)] == pytest.approx([1, 2, 1, 0.5, 0.125])
     optimizer = keras.optimizers.SGD(burn_in)
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert float(again._learning_rate(85)) == pytest.approx(0.1)
-    with pytest.raises(UserError, match="constant, cosine or step"):
+    assert training.Schedule(**exponential.get_config()).get_config() == exponential.get_config()
+    with pytest.raises(UserError, match="constant, cosine, step or exponential"):
         training.schedule("linear", 0.1, 100)
 
 
