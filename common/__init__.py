@@ -1,7 +1,8 @@
 """What several articles need: boxes, suppression, records, training plumbing, metrics, export, drawing.
 
 Importing it loads TensorFlow without the notes on its build that it prints before anything can silence it; warnings
-and errors of the start still come through.
+and errors of the start still come through. Where ZOO_LAZY_TENSORFLOW is set, as in the processes of common.workers,
+TensorFlow is left to the modules that import it themselves.
 """
 
 import os
@@ -30,5 +31,5 @@ def _load_tensorflow():
                     print(line, file=sys.stderr)
 
 
-if "tensorflow" not in sys.modules:
+if "tensorflow" not in sys.modules and not os.environ.get("ZOO_LAZY_TENSORFLOW"):
     _load_tensorflow()
