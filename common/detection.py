@@ -147,7 +147,7 @@ def build_records(source, out_root="tfrecords", *, shards=None, num_workers=None
     with records.RecordWriter(folder, name=source.name, kind="detection", labels=source.labels,
                               source=source.origin, builder=BUILDER) as writer:
         for split, items in source.splits.items():
-            facts = {"objects": 0}
+            facts = {"objects": 0, "most_objects": 0}
             results = _ordered(lambda item: _example(source, item), items, num_workers or os.cpu_count())
             results = tqdm(results, total=len(items), desc=f"{source.name} {split}", unit="picture",
                            disable=not progress)
@@ -253,6 +253,7 @@ def _kept(results, split, on_bad, repaired, skipped, facts):
             continue
         repaired.update(repairs)
         facts["objects"] += objects
+        facts["most_objects"] = max(facts["most_objects"], objects)
         yield record
 
 

@@ -9,15 +9,13 @@ centre is in. records -> parse -> augment (training) or letterbox (evaluation) -
 H, W picture, h, w grid, A anchors per scale, N boxes, C classes, S side of the network input.
 """
 
-import pathlib
 import shlex
 
 import cv2
 import numpy as np
 import tensorflow as tf
 
-from common import (boxes, cli, detection, detection_demo, detection_doctor, detection_sources, drawing,
-                    records)
+from common import boxes, cli, detection, detection_data, detection_doctor, drawing, records
 from common.errors import UserError
 from yolov3 import doctor
 from yolov3.model import DEFAULT_ANCHORS, STRIDES
@@ -214,28 +212,11 @@ def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch
 def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_size=None, limit=0):
     """Batches for evaluation: letterboxed, in the order of the records, not augmented, each example once.
 
-    Dicts of "images" [B, S, S, 3], "index" [B] (-1 fills the last global batch up), "height", "width" [B] and
-    the truths "boxes_xyxy" [B, N, 4] (fractions of the picture), "labels" (-1 fills up), "difficult",
-    "is_crowd" and "area" (all [B, N]).
+    See `detection_data.evaluation_dataset`.
     """
-    def prepare(item):
-        example = parse(item["record"])
-        shape = tf.shape(example["image"])
-        return {"images": boxes.letterbox(example["image"], image_size), "index": item["index"],
-                "height": shape[0], "width": shape[1],
-                **{key: example[key] for key in ("boxes_xyxy", "labels", "difficult", "is_crowd", "area")}}
-
-    dataset = records.dataset(folder, split, epochs=1, limit=limit)
-    dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
-    count = records.count(folder, split, limit=limit)
-    filler = dataset.take(1).map(lambda example: {**example, "index": tf.constant(-1, tf.int64)})
-    dataset = dataset.concatenate(filler.repeat(-count % (global_batch_size or batch_size)))
-    shapes = {key: [None] for key in ("labels", "difficult", "is_crowd", "area")}
-    shapes |= {"images": [image_size, image_size, 3], "boxes_xyxy": [None, 4]}
-    shapes |= {key: [] for key in ("index", "height", "width")}
-    padding = {key: tf.zeros([], spec.dtype) for key, spec in dataset.element_spec.items()}
-    padding["labels"] = tf.constant(-1, dataset.element_spec["labels"].dtype)
-    return dataset.padded_batch(batch_size, shapes, padding, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    return detection_data.evaluation_dataset(
+        folder, split, boxes.letterbox, image_size=image_size, batch_size=batch_size,
+        global_batch_size=global_batch_size, limit=limit)
 
 
 def letterboxed(example, size):
@@ -292,67 +273,18 @@ def visualize(folder, split, path, *, labels, anchors, strides, image_size, seed
 
 def ensure_records(name):
     """The folder of the record set `name` (or a path), built on the spot if its data can be had at once."""
-    try:
-        return records.resolve(name, command=command(name))
-    except UserError as missing:
-        if name == "demo":
-            return build(name)
-        if name not in detection_sources.DOWNLOADS:
-            raise
-        try:
-            return build(name)
-        except UserError as error:
-            raise UserError(f"{missing} (not done on the spot: {error})") from None
+    return detection_data.ensure_records("yolov3", name)
 
 
 def command(name):
     """The command line that builds the record set `name`."""
-    folders = {"voc2007": "VOCdevkit", "voc2012": "VOCdevkit", "coco2017": "coco"}
-    name = pathlib.Path(name).name
-    source = "" if name == "demo" else f" --source {folders.get(name, 'FOLDER')}"
-    return f"python -m yolov3.preprocess --dataset {shlex.quote(name)}{source}"
-
-
-def build(name, source=None, folder=None, *, labels=None, shards=None, num_workers=None, skip_bad=False,
-          seed=0):
-    """Writes the records of a data set, says what was repaired or skipped, and returns their folder.
-
-    source: folder in VOC or COCO layout; None makes the demo, or takes the set from tensorflow-datasets.
-    labels: class names, None as found. The rest as in `detection.build_records`. Raises UserError.
-    """
-    folder = pathlib.Path(folder or pathlib.Path("tfrecords") / name)
-    if name == "demo" and source is None:
-        found = detection_demo.source(seed=seed)
-    else:
-        found = detection_sources.find(name, source, labels)
-    detection.build_records(found._replace(name=folder.name), folder.parent, shards=shards,
-                            num_workers=num_workers, on_bad="skip" if skip_bad else "error")
-    return folder
-
-
-def read_labels(text):
-    """Class names from "a,b,c" or from a text file with one per line. Raises UserError."""
-    path = pathlib.Path(text)
-    names = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
-    names = [name.strip() for name in names if name.strip()]
-    if not names or len(set(names)) < len(names) or (len(names) == 1 and path.suffix):
-        raise UserError(f"--labels must be different class names, a,b,c, or a text file with one per line; "
-                        f"{text!r} {'names one twice' if len(set(names)) < len(names) else 'is neither'}.")
-    return names
+    return detection_data.command("yolov3", name)
 
 
 def define_flags():
+    detection_data.define_flags()
     flags = cli.flags
-    flags.DEFINE_string("dataset", None, "voc2007, voc2012, coco2017, demo, or a name for your own folder.")
-    flags.DEFINE_string("source", None, "Folder in VOC or COCO layout; default: tensorflow-datasets.")
-    flags.DEFINE_string("labels", None, "Class names, a,b,c or a file with one per line; default: as found.")
-    flags.DEFINE_string("out", None, "Folder of the records; default tfrecords/<dataset>.")
-    flags.DEFINE_integer("shards", None, "Files per split; default one for 1,000 pictures.", lower_bound=1)
-    flags.DEFINE_integer("workers", None, "Pictures read at a time; default one per CPU.", lower_bound=1)
-    flags.DEFINE_bool("skip_bad", False, "Leave out, and list, pictures and annotations that cannot be used.")
-    flags.DEFINE_bool("check", False, "Examine records that are already built.")
     flags.DEFINE_bool("kmeans", False, "Look for anchors for this data set.")
-    flags.DEFINE_bool("visualize", False, "Draw augmented records with their targets.")
     flags.DEFINE_enum("model", "yolov3", list(DEFAULT_ANCHORS), "Network whose anchors are looked at.")
     flags.DEFINE_integer("image_size", 416, "Side of the network input, a multiple of 32.", lower_bound=32)
     flags.DEFINE_integer("seed", 0, "Seed of made-up pictures, k-means and drawn augmentation.")
@@ -361,17 +293,9 @@ def define_flags():
 def main(args):
     cli.no_arguments(args)
     flags = cli.FLAGS
-    if not flags.dataset:
-        raise UserError("Give --dataset NAME: voc2007, voc2012, coco2017, demo, or a name for a folder of "
-                        "your own, which --source then names.")
     if flags.image_size % 32:
         raise UserError(f"--image_size must be a multiple of 32; {flags.image_size} came.")
-    folder = pathlib.Path(flags.out or pathlib.Path("tfrecords") / flags.dataset)
-    built = not flags.source and (folder / records.MANIFEST).is_file()
-    if not (built and (flags.check or flags.kmeans or flags.visualize)):
-        build(flags.dataset, flags.source, folder, labels=flags.labels and read_labels(flags.labels),
-              shards=flags.shards, num_workers=flags.workers, skip_bad=flags.skip_bad, seed=flags.seed)
-        flags.check = True
+    folder = detection_data.build_or_find(flags, flags.check or flags.kmeans or flags.visualize)
     look(folder, flags)
 
 
@@ -391,9 +315,9 @@ def look(folder, flags):
         print(f"python -m yolov3.train --tfrecords {name} --model {flags.model} --image_size "
               f'{flags.image_size} --anchors "{doctor.anchors_text(found)}"')
     if flags.visualize:
-        manifest, path = records.read_manifest(folder), folder / "targets.png"
-        split, *_ = (name for name, entry in manifest["splits"].items() if entry["examples"])
-        before, after, targets = visualize(folder, split, path, labels=manifest["labels"], anchors=anchors,
+        path = folder / "targets.png"
+        split, labels = detection_data.split_to_draw(folder)
+        before, after, targets = visualize(folder, split, path, labels=labels, anchors=anchors,
                                            strides=strides, image_size=flags.image_size, seed=flags.seed)
         print(f"{path}: of {before} objects {after} are in view after augmentation, {targets} of them "
               "have a cell and anchor")

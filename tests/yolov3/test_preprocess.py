@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common import detection, detection_demo, detection_doctor, records
+from common import detection, detection_data, detection_demo, detection_doctor, records
 from common.errors import UserError
 from yolov3 import doctor, preprocess
 from yolov3 import model as models
@@ -430,12 +430,12 @@ def test_targets_are_decoded_back():
 
 
 def test_labels_of_the_command_line(tmp_path):
-    assert preprocess.read_labels("cat, dog,traffic light") == ["cat", "dog", "traffic light"]
+    assert detection_data.read_labels("cat, dog,traffic light") == ["cat", "dog", "traffic light"]
     (tmp_path / "my.names").write_text("cat\ndog\n\n")
-    assert preprocess.read_labels(str(tmp_path / "my.names")) == ["cat", "dog"]
+    assert detection_data.read_labels(str(tmp_path / "my.names")) == ["cat", "dog"]
     for text in ("", "cat,dog,cat", "missing.names"):
         with pytest.raises(UserError, match="--labels must be"):
-            preprocess.read_labels(text)
+            detection_data.read_labels(text)
 
 
 def test_unbuilt_records_name_the_command(tmp_path, monkeypatch):
@@ -521,8 +521,8 @@ def test_build_from_a_folder_in_voc_layout(tmp_path, capsys):
     write_voc(tmp_path / "voc", {"train": 5, "val": 2})
     (tmp_path / "voc" / "JPEGImages" / "train3.jpg").write_bytes(b"no picture")
     with pytest.raises(UserError, match="train3.jpg"):
-        preprocess.build("mine", tmp_path / "voc", tmp_path / "out" / "mine", labels=detection_demo.LABELS)
-    folder = preprocess.build("mine", tmp_path / "voc", tmp_path / "out" / "mine", labels=detection_demo.LABELS,
+        detection_data.build("mine", tmp_path / "voc", tmp_path / "out" / "mine", labels=detection_demo.LABELS)
+    folder = detection_data.build("mine", tmp_path / "voc", tmp_path / "out" / "mine", labels=detection_demo.LABELS,
                               skip_bad=True)
     assert "train3" in capsys.readouterr().out
     findings = detection_doctor.examine(folder)
