@@ -27,7 +27,7 @@ from tensorflow.python.framework import convert_to_constants  # it has no public
 
 from common import files, images, warm_up
 from common.errors import UserError
-from common.layers import BatchNormalization
+from common.layers import BatchNormalization, Conv2D
 
 SERVING_VERSION = "2.19.1"  # of the docker image tensorflow/serving that the README of a bundle names
 SERVING_API = "tensorflow-serving-api>=2.21,<2.22"  # the package of the README's gRPC client
@@ -132,7 +132,7 @@ def _used_once(layer):
 
 
 def _is_linear_conv(layer):
-    return type(layer) is keras.layers.Conv2D and layer.activation is keras.activations.linear
+    return type(layer) in (Conv2D, keras.layers.Conv2D) and layer.activation is keras.activations.linear
 
 
 def _is_norm(layer):

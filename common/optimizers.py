@@ -16,7 +16,7 @@ class _FusedDecay:
 
     def _decay(self, variable, learning_rate):
         if self.weight_decay and self._use_weight_decay(variable):
-            variable.assign_sub(variable * (self.weight_decay * learning_rate))
+            variable.assign(variable * (1 - self.weight_decay * learning_rate))
 
 
 @keras.saving.register_keras_serializable(package="zoo")

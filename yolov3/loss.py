@@ -29,13 +29,13 @@ def article_loss(targets, predictions, anchors, image_size, *, lambda_coord=5.0,
     """
     parts = dict.fromkeys(PARTS, 0.0)
     for grid, logits, scale_anchors in zip(targets["grids"], predictions, anchors):
-        logits = tf.cast(logits, tf.float32)
+        txy, twh, tobj, tclass = split(logits)
         obj_mask = grid[..., 4]                                                           # [B, h, w, A]
         weight = obj_mask * box_weight(grid, scale_anchors, image_size)
-        xy_error = tf.reduce_sum(tf.square(grid[..., 0:2] - tf.sigmoid(logits[..., 0:2])), axis=-1)
-        wh_error = tf.reduce_sum(tf.square(grid[..., 2:4] - logits[..., 2:4]), axis=-1)
-        obj_entropy = cross_entropy(obj_mask, logits[..., 4])
-        class_entropy = tf.reduce_sum(cross_entropy(grid[..., 5:], logits[..., 5:]), axis=-1)
+        xy_error = tf.reduce_sum(tf.square(grid[..., 0:2] - tf.sigmoid(txy)), axis=-1)
+        wh_error = tf.reduce_sum(tf.square(grid[..., 2:4] - twh), axis=-1)
+        obj_entropy = cross_entropy(obj_mask, tobj)
+        class_entropy = tf.reduce_sum(cross_entropy(grid[..., 5:], tclass), axis=-1)
         ignore_mask = not_ignored(logits, targets["boxes_xyxy"], scale_anchors, image_size, ignore_threshold)
 
         parts["xy"] += lambda_coord * sum_cells(weight * xy_error)
@@ -54,13 +54,13 @@ def darknet_loss(targets, predictions, anchors, image_size, *, ignore_threshold=
     """
     parts = dict.fromkeys(PARTS, 0.0)
     for grid, logits, scale_anchors in zip(targets["grids"], predictions, anchors):
-        logits = tf.cast(logits, tf.float32)
+        txy, twh, tobj, tclass = split(logits)
         obj_mask = grid[..., 4]                                                           # [B, h, w, A]
         weight = obj_mask * box_weight(grid, scale_anchors, image_size)
-        xy_entropy = tf.reduce_sum(cross_entropy(grid[..., 0:2], logits[..., 0:2]), axis=-1)
-        wh_error = tf.reduce_sum(tf.square(grid[..., 2:4] - logits[..., 2:4]), axis=-1)
-        obj_entropy = cross_entropy(obj_mask, logits[..., 4])
-        class_entropy = tf.reduce_sum(cross_entropy(grid[..., 5:], logits[..., 5:]), axis=-1)
+        xy_entropy = tf.reduce_sum(cross_entropy(grid[..., 0:2], txy), axis=-1)
+        wh_error = tf.reduce_sum(tf.square(grid[..., 2:4] - twh), axis=-1)
+        obj_entropy = cross_entropy(obj_mask, tobj)
+        class_entropy = tf.reduce_sum(cross_entropy(grid[..., 5:], tclass), axis=-1)
         ignore_mask = not_ignored(logits, targets["boxes_xyxy"], scale_anchors, image_size, ignore_threshold)
 
         parts["xy"] += sum_cells(weight * xy_entropy)
@@ -74,13 +74,23 @@ def darknet_loss(targets, predictions, anchors, image_size, *, ignore_threshold=
 LOSSES = {"article": article_loss, "darknet": darknet_loss}
 
 
+def split(logits):
+    """[B, h, w, A, 5 + C] -> float32 (x, y) [..., 2], (w, h) [..., 2], objectness [...], classes [..., C].
+
+    One split has one cheap gradient; that of slices is a padded copy of the whole for each.
+    """
+    txy, twh, tobj, tclass = tf.split(tf.cast(logits, tf.float32), [2, 2, 1, logits.shape[-1] - 5], axis=-1)
+    return txy, twh, tobj[..., 0], tclass
+
+
 def not_ignored(logits, truth_boxes_xyxy, anchors, image_size, threshold):
     """1 where a prediction overlaps no truth box by more than `threshold`, else 0; [B, h, w, A].
 
     Every truth box counts at every scale, as in Darknet. The article's code compared with the truths of the same
     scale only, and sorted their coordinates column by column, which mixes the boxes up.
     """
-    predicted = boxes.to_xyxy(decode_boxes(tf.stop_gradient(logits), anchors, image_size))  # [B, h, w, A, 4]
+    logits = tf.cast(tf.stop_gradient(logits), tf.float32)
+    predicted = boxes.to_xyxy(decode_boxes(logits, anchors, image_size))                  # [B, h, w, A, 4]
     shape = tf.shape(predicted)
     flat = tf.reshape(predicted, [shape[0], -1, 4])
     best_iou = tf.reduce_max(boxes.iou(flat, truth_boxes_xyxy), axis=-1)                  # [B, h * w * A]

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from common import boxes
-from common.layers import BatchNormalization
+from common.layers import BatchNormalization, Conv2D
 
 # (w, h) in pixels of the network input, small to large, from k-means over COCO at 416 (paper, sec. 2.3).
 ANCHORS = np.array([[[10, 13], [16, 30], [33, 23]],
@@ -39,8 +39,8 @@ def conv_block(numbers, x, filters, kernel_size, strides=1):
         # Darknet pads the top and the left; "same" would pad the bottom and the right.
         x = keras.layers.ZeroPadding2D(((1, 0), (1, 0)))(x)
         padding = "valid"
-    x = keras.layers.Conv2D(filters, kernel_size, strides, padding, use_bias=False,
-                            kernel_initializer="he_normal", name=f"conv_{number:03d}")(x)
+    x = Conv2D(filters, kernel_size, strides, padding, use_bias=False, kernel_initializer="he_normal",
+               name=f"conv_{number:03d}")(x)
     # 1e-6 as in OpenCV and, outside the root, in Darknet's processor code; its GPU code has 1e-5, with which
     # boxes of the 75-layer networks came out 1e-3 away from both.
     # Darknet's momentum is 0.99; 0.97 forgets the random start within a few hundred steps.
@@ -83,9 +83,9 @@ def neck(conv, x, filters, spp=False):
 def head(numbers, x, filters, num_anchors, num_classes):
     """3x3 convolution and the last 1x1, which has a bias, no normalisation and no activation."""
     x = conv_block(numbers, x, filters, 3)
-    x = keras.layers.Conv2D(num_anchors * (5 + num_classes), 1, name=f"conv_{next(numbers):03d}", dtype="float32",
-                            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
-                            bias_initializer=ObjectnessPrior(num_anchors))(x)
+    x = Conv2D(num_anchors * (5 + num_classes), 1, name=f"conv_{next(numbers):03d}", dtype="float32",
+               kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+               bias_initializer=ObjectnessPrior(num_anchors))(x)
     return SplitAnchors(num_anchors, dtype="float32")(x)
 
 

@@ -1,11 +1,11 @@
-"""The fused batch normalisation against Keras's layer, alone and on two replicas."""
+"""The layers of the zoo against Keras's, alone and on two replicas."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from common.layers import BatchNormalization
+from common.layers import BatchNormalization, Conv2D
 
 # Both compute the same sums in another order; the numbers are about 1, float32 has 1.2e-7 of that.
 FLOAT32 = 1e-5
@@ -179,3 +179,33 @@ def test_unsynchronized_replicas_share_averaged_statistics(two_replicas):
     for copies, start, batch in zip(moving, (0.0, 1.0), (means, variances)):
         np.testing.assert_array_equal(copies[0], copies[1])
         close(copies[0], 0.9 * start + 0.1 * batch)
+
+
+@pytest.mark.parametrize("options", [
+    {"kernel_size": 1}, {"kernel_size": 1, "use_bias": False}, {"kernel_size": 1, "activation": "relu"},
+    {"kernel_size": 1, "strides": 2}, {"kernel_size": 1, "groups": 2}, {"kernel_size": 3, "padding": "same"}],
+    ids=str)
+def test_convolution_equals_keras_with_its_gradients(options):
+    x = tf.constant(data((2, 5, 7, 4)))
+    ours, theirs = Conv2D(6, **options), keras.layers.Conv2D(6, **options)
+    results = []
+    for layer in (ours, theirs):
+        layer.build(x.shape)
+        layer.set_weights([data(weight.shape, seed) for seed, weight in enumerate(layer.weights)])
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            total = tf.reduce_sum(y * data(y.shape, 9))
+        results.append([y, *tape.gradient(total, [x, *layer.trainable_variables])])
+    for one, other in zip(*results, strict=True):
+        close(one / 10, other / 10)                                        # sums of up to 70 products of about 1
+
+
+def test_convolution_is_a_product_where_it_is_pointwise():
+    def operations(kernel_size):
+        layer = Conv2D(3, kernel_size)
+        function = tf.function(layer, input_signature=[tf.TensorSpec([None, None, None, 2])])
+        return {operation.type for operation in function.get_concrete_function().graph.get_operations()}
+
+    assert "MatMul" in operations(1) and "Conv2D" not in operations(1)
+    assert "Conv2D" in operations(3) and "MatMul" not in operations(3)
