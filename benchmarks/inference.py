@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from common import cli, export
+from common import cli, export, runtime
 from yolov3 import export as yolov3_export
 from yolov3 import predict
 from yolov3.model import ANCHORS, STRIDES, TINY_ANCHORS
@@ -54,7 +54,7 @@ def is_installed(*names):
 
 def random_model(config, precision, weights=None):
     """The network with random weights, and statistics of its normalisations that keep activations bounded."""
-    with predict.dtype_policy(precision):
+    with runtime.dtype_policy(precision):
         model = predict.build(config)
     if weights is not None:
         model.set_weights(weights)
@@ -96,7 +96,7 @@ def candidates(config, images, folder):
     found = {"Keras predict, float32": lambda: model.predict(images, verbose=0),
              "bundle, float32": bundle("float32"), "bundle, bfloat16": bundle("bfloat16")}
     if is_installed("openvino"):
-        infer, _ = predict.bundle_network(folder / "float32", "openvino")
+        infer, _ = runtime.bundle_network(folder / "float32", "openvino")
         found["OpenVINO"] = lambda: infer(images)
     if is_installed("onnxruntime", "tf2onnx"):
         try:

@@ -1,4 +1,4 @@
-"""Boxes as tensors: corner and centre forms, IoU, clipping, and Darknet's letterbox.
+"""Boxes as tensors: corner and centre forms, IoU, clipping, and how pictures become squares and boxes come back.
 
 Everything is TensorFlow in float32 and works in a graph, in tf.data and in an exported model; leading axes
 broadcast. A box carries its order in its name: `boxes_xyxy` is (left, top, right, bottom), `boxes_cxcywh` is
@@ -7,6 +7,8 @@ otherwise.
 
 Shape letters: B batch, H W picture, N M boxes.
 """
+
+from typing import Callable, NamedTuple
 
 import tensorflow as tf
 
@@ -122,6 +124,38 @@ def unletterbox_boxes(boxes_xyxy, height, width, size):
     height, width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
     pixels = fractions * _per_box(boxes_xyxy, tf.stack([width, height, width, height], axis=-1))
     return clip(pixels, height, width)
+
+
+def warp(image, size):
+    """The picture resized (bilinear) to a square of side `size`, whatever its ratio, as the reference SSD does.
+
+    image: [H, W, 3] uint8, or float already in 0..1. Returns float32 [size, size, 3] in 0..1.
+    """
+    image = tf.image.resize(tf.image.convert_image_dtype(image, tf.float32), [size, size])
+    return tf.ensure_shape(image, [size, size, 3])
+
+
+def unwarp_boxes(boxes_xyxy, height, width, size):
+    """Boxes [..., N, 4] in fractions of a warped network input as pixels of the picture, clipped to it.
+
+    height, width: of the picture, scalars or [...] with the boxes' leading axes. size has no influence; it
+    stands there as in `unletterbox_boxes`.
+    """
+    boxes_xyxy = tf.cast(boxes_xyxy, tf.float32)
+    height, width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    pixels = boxes_xyxy * _per_box(boxes_xyxy, tf.stack([width, height, width, height], axis=-1))
+    return clip(pixels, height, width)
+
+
+class Geometry(NamedTuple):
+    """How a picture becomes the network input, and boxes in fractions of that come back as its pixels."""
+
+    to_input: Callable   # (image [H, W, 3], size) -> float32 [size, size, 3] in 0..1
+    to_pixels: Callable  # (boxes_xyxy [..., N, 4], height, width, size) -> boxes_xyxy [..., N, 4]
+
+
+LETTERBOX = Geometry(letterbox, unletterbox_boxes)
+WARP = Geometry(warp, unwarp_boxes)
 
 
 def _letterbox_transform(height, width, size):

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
-from common import checkpoints, cli, files, training
+from common import checkpoints, cli, files, runtime, training
 from common.errors import UserError
 from yolov3 import model as models
 
@@ -168,18 +168,15 @@ def load_run(model, folder, *, transfer="all"):
         mine.set_weights(theirs.get_weights())
 
 
+def build(config):
+    """The network of a run's or a bundle's config.json, with random weights."""
+    return models.MODELS[config["model"]](len(config["labels"]), len(config["anchors"][0]), config["width"])
+
+
 def read_run(folder, which="best"):
     """(model, config) of a run folder. Raises UserError."""
-    if not folder:
-        raise UserError("--run must name a run folder, runs/yolov3/<name>. Train one: python -m yolov3.train --demo")
-    config = training.read_config(folder)
-    missing = {"article", "model", "width", "image_size", "labels", "anchors"} - set(config)
-    if missing or config["article"] != "yolov3":
-        raise UserError(f"{folder} must be a run of yolov3, and its config.json is of {config.get('article')!r} and "
-                        f"lacks {sorted(missing) or 'nothing'}. Give a folder that yolov3.train wrote.")
-    model = models.MODELS[config["model"]](len(config["labels"]), len(config["anchors"][0]), config["width"])
-    training.load_weights(folder, model, which)
-    return model, config
+    keys = ("model", "width", "image_size", "labels", "anchors")
+    return runtime.read_run(folder, which, article="yolov3", keys=keys, build=build)
 
 
 def from_darknet(weights, labels, name=None, *, width=1.0, num_anchors=3):

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common import cli, drawing, optimizers, records, training
+from common import cli, detection_evaluate, drawing, optimizers, records, training
 from common.errors import UserError
 from yolov3 import convert, evaluate, preprocess
 from yolov3.loss import LOSSES
@@ -170,10 +170,7 @@ def validate(detect, folder, config, strategy):
     split = "train" if config["limit"] else "val"
     batches = evaluate.batches(folder, split, strategy, image_size=config["image_size"],
                                batch_size=config["batch_size"], limit=config["limit"])
-    detections, truths = evaluate.collect(detect, batches, strategy)
-    summary, _ = evaluate.summarize(detections, truths, config["labels"])
-    samples = evaluate.draw_samples(folder, split, detections, config["labels"])
-    return {"map50": summary["voc10_map"], "coco_ap": summary["coco"]["AP"]}, samples
+    return detection_evaluate.validate(detect, batches, strategy, folder=folder, split=split, labels=config["labels"])
 
 
 def make_optimizer(config, total_steps):

@@ -110,6 +110,26 @@ def test_a_painted_box_lands_where_letterbox_boxes_says(height, width):
     np.testing.assert_allclose(back, [left, top, right, bottom], atol=1.1 * scale)
 
 
+@pytest.mark.parametrize("height, width", [(90, 160), (211, 97), (640, 33)])
+def test_a_painted_box_lands_in_the_warped_picture_at_the_same_fractions(height, width):
+    size = 256
+    top, left, bottom, right = height // 5, width // 4, height * 4 // 5, width * 2 // 3
+    picture = np.zeros([height, width, 3], np.uint8)
+    picture[top:bottom, left:right] = 255
+    out = tf.function(lambda image: boxes.warp(image, size),
+                      input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])(picture).numpy()
+    assert out.shape == (size, size, 3) and out.dtype == np.float32 and out.max() == 1
+    rows, columns = np.where((out[..., 0] > 0.5).any(1))[0], np.where((out[..., 0] > 0.5).any(0))[0]
+    measured = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32) / size
+    told = np.array([left / width, top / height, right / width, bottom / height])
+    np.testing.assert_allclose(measured, told, atol=1 / size)
+    # A batch of one picture's boxes, and boxes of one picture alone.
+    back = boxes.unwarp_boxes(told[None, None], [height], [width], size).numpy()[0, 0]
+    np.testing.assert_allclose(back, [left, top, right, bottom], rtol=1e-5)
+    outside = boxes.unwarp_boxes([[-1.0, 0.5, 2.0, 2.0]], height, width, size)
+    np.testing.assert_allclose(outside, [[0, height / 2, width, height]])
+
+
 def test_letterbox_fills_with_grey_and_takes_floats():
     white = np.full([10, 20, 3], 255, np.uint8)
     out = boxes.letterbox(white, 32).numpy()

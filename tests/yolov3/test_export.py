@@ -19,7 +19,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, prediction_service_pb2_grpc
 
-from common import boxes, checkpoints, export, warm_up
+from common import boxes, checkpoints, export, runtime, warm_up
 from common.errors import UserError
 from tests import serving
 from tests.common.test_export import randomize
@@ -61,7 +61,7 @@ def out(model, tmp_path_factory):
     """A folder with version 1 in float32 and version 2 in bfloat16."""
     out = tmp_path_factory.mktemp("serving") / "yolov3"
     yolov3_export.export_bundle(model, CONFIG, out, **THRESHOLDS)
-    with predict.dtype_policy("mixed_bfloat16"):
+    with runtime.dtype_policy("mixed_bfloat16"):
         half = predict.build(CONFIG)
     half.set_weights(model.get_weights())
     options = {"precision": "bfloat16", "reference": model, **THRESHOLDS}
@@ -156,7 +156,7 @@ def test_bundle_holds_labels_warm_up_and_readme(out):
     assert names == {"serving_default", "image_bytes", "network"}
     assert tf.make_ndarray(requests[0].inputs["images"]).shape == (1, SIZE, SIZE, 3)
     assert "tensorflow/serving:2." in (out / "README.md").read_text("utf-8")
-    assert set(yolov3_export.check_bundle(out / "2")) == {"serving_default", "image_bytes", "network"}
+    assert set(export.check_bundle(out / "2")) == {"serving_default", "image_bytes", "network"}
 
 
 def test_a_bundle_of_other_weights_is_not_published(model, out, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common import boxes, checkpoints, media
+from common import boxes, checkpoints, detection_predict, media, runtime
 from common.errors import UserError
 from tests.common.test_export import randomize
 from tests.common.test_media import with_orientation
@@ -44,7 +44,7 @@ def run(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def detect(model):
-    return predict.make_detect(predict.network(model, SIZE), CONFIG, **THRESHOLDS)
+    return predict.make_detect(runtime.network(model, SIZE), CONFIG, **THRESHOLDS)
 
 
 @pytest.fixture()
@@ -113,7 +113,7 @@ def test_detections_are_those_of_keras_in_pixels(model, detect):
 
 def test_files_lines_and_drawings(detect, sources, tmp_path):
     messages = []
-    result = predict.predict(list(map(str, sources)), detect, CONFIG, tmp_path / "out", batch_size=4,
+    result = detection_predict.predict(list(map(str, sources)), detect, CONFIG, tmp_path / "out", batch_size=4,
                              report=messages.append)
     assert result["images"] == 6 and result["network_seconds"] < result["seconds"]
     assert result["unreadable"] == [str(sources[2]), str(sources[4])]
@@ -142,14 +142,14 @@ def test_interrupted_camera_keeps_what_it_saw(tmp_path, monkeypatch):
 
     monkeypatch.setattr(media, "frames", camera)
     found = [{"label": "dog", "score": 0.5, "box_xyxy": [1.0, 2.0, 30.0, 40.0]}]
-    result = predict.predict(["0"], lambda pictures: ([found] * len(pictures), 0.1), CONFIG, tmp_path)
+    result = detection_predict.predict(["0"], lambda pictures: ([found] * len(pictures), 0.1), CONFIG, tmp_path)
     assert result["interrupted"] and result["images"] == 1
     assert lines(tmp_path)[0]["drawn"] in ("camera_0.mp4", "camera_0.avi")
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_class_agnostic_keeps_one_class_per_place(model):
-    infer = predict.network(model, SIZE)
+    infer = runtime.network(model, SIZE)
     agnostic = {**THRESHOLDS, "class_agnostic": True, "iou_threshold": 0.3, "max_detections": 100}
     (found,), _ = predict.make_detect(infer, CONFIG, **agnostic)([picture(SIZE, SIZE)])
     corners = np.array([one["box_xyxy"] for one in found], np.float32)
@@ -162,12 +162,12 @@ def test_runtimes_agree(model, run, tmp_path):
     images = tf.constant(RNG.uniform(size=[2, SIZE, SIZE, 3]), tf.float32)
     expected = model(images, training=False)
     export.export_bundle(model, CONFIG, tmp_path / "bundle", **THRESHOLDS)
-    bundle, config = predict.bundle_network(tmp_path / "bundle")
+    bundle, config = runtime.bundle_network(tmp_path / "bundle")
     assert config["labels"] == LABELS
     networks = {
         "keras": bundle,
-        "openvino from bundle": predict.bundle_network(tmp_path / "bundle", "openvino")[0],
-        "openvino": predict.network(model, SIZE, "openvino"),
+        "openvino from bundle": runtime.bundle_network(tmp_path / "bundle", "openvino")[0],
+        "openvino": runtime.network(model, SIZE, "openvino"),
     }
     for name, infer in networks.items():
         for found, logits in zip(infer(images), expected, strict=True):
@@ -180,7 +180,7 @@ def test_runtimes_agree(model, run, tmp_path):
 def test_openvino_that_is_not_installed(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UserError, match=r'pip install -e "\.\[openvino\]"'):
-        predict.network(model, SIZE, "openvino")
+        runtime.network(model, SIZE, "openvino")
 
 
 def test_darknet_weights(tmp_path):

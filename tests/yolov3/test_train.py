@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common import detection_demo, records, training
+from common import detection_demo, detection_evaluate, records, training
 from common.errors import UserError
 from yolov3 import evaluate, predict, train
 
@@ -80,7 +80,7 @@ def test_evaluation_takes_every_picture_once_on_any_number_of_replicas(folder, t
             return strategy.run(replica, args=(images,))
 
         dataset = evaluate.batches(folder, "val", strategy, image_size=64, batch_size=4)
-        seen[name] = evaluate.collect(detect, dataset, strategy)
+        seen[name] = detection_evaluate.collect(detect, dataset, strategy)
     for detections, truths in seen.values():
         assert sorted(detections.image) == list(range(6))
         assert len(truths.image) == records.read_manifest(folder)["splits"]["val"]["objects"]
