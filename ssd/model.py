@@ -3,9 +3,9 @@
 Article: "Tackling the Object Detection Problem with SSD". Paper: Liu et al., "SSD: Single Shot MultiBox Detector",
 2016. What neither of them says, anchors above all, follows the authors' code in Caffe.
 
-In: float32 [B, S, S, 3], RGB in 0..1, S fixed by the network. Out: a dict over all anchors, maps fine to coarse, cells
-row by row, the anchors of a cell innermost: logits float32 [B, A, 1 + C], class 0 is the background, and offsets
-float32 [B, A, 4], encoded (cx, cy, w, h), see `decode`.
+In: float32 [B, S, S, 3], RGB in 0..1, S fixed by the network. Out: a dict over all anchors, maps fine to coarse,
+cells row by row, the anchors of a cell innermost: logits float32 [B, A, 1 + C], class 0 is the background, and
+offsets float32 [B, A, 4], encoded (cx, cy, w, h), see `decode`.
 
 B batch, S side of the network input, h, w grid, A anchors of all maps, C classes.
 """
@@ -45,8 +45,9 @@ def conv_block(x, filters, kernel_size, name, strides=1, padding="same", dilatio
         x = keras.layers.ZeroPadding2D(padding, name=f"{name}_padding")(x)
         padding = "valid"
     # Xavier as the article's code and Caffe have it. What is to be normalised starts from He's instead.
-    x = keras.layers.Conv2D(filters, kernel_size, strides, padding, dilation_rate=dilation, use_bias=not batch_norm,
-                            kernel_initializer="he_normal" if batch_norm else "glorot_uniform", name=name)(x)
+    initializer = "he_normal" if batch_norm else "glorot_uniform"
+    x = keras.layers.Conv2D(filters, kernel_size, strides, padding, dilation_rate=dilation,
+                            use_bias=not batch_norm, kernel_initializer=initializer, name=name)(x)
     if batch_norm:
         x = BatchNormalization(momentum=0.97, name=f"{name}_bn")(x)
     return keras.layers.ReLU(name=f"{name}_relu")(x)
@@ -131,8 +132,9 @@ def predictors(maps, num_classes, anchors_per_cell):
     logits, offsets = [], []
     for i, (x, num_anchors) in enumerate(zip(maps, anchors_per_cell)):
         for outputs, name, values in ((logits, "classes", 1 + num_classes), (offsets, "boxes", 4)):
-            y = keras.layers.Conv2D(num_anchors * values, 3, padding="same", dtype="float32", name=f"{name}_{i}")(x)
-            outputs.append(keras.layers.Reshape([-1, values], dtype="float32", name=f"{name}_{i}_anchors")(y))
+            name = f"{name}_{i}"
+            y = keras.layers.Conv2D(num_anchors * values, 3, padding="same", dtype="float32", name=name)(x)
+            outputs.append(keras.layers.Reshape([-1, values], dtype="float32", name=f"{name}_anchors")(y))
     return {"logits": keras.layers.Concatenate(axis=1, dtype="float32", name="logits")(logits),
             "offsets": keras.layers.Concatenate(axis=1, dtype="float32", name="offsets")(offsets)}
 
@@ -163,8 +165,8 @@ def halving(variant):
 def vgg300(num_classes, variant="article", width=1.0, batch_norm=False):
     """SSD300: maps of 38, 19, 10, 5, 3 and 1 cells a side, 8,732 anchors.
 
-    variant: "article" or "caffe", see `halving`. width multiplies the filters of all layers. batch_norm: after every
-    convolution but the predictors, for training from random weights.
+    variant: "article" or "caffe", see `halving`. width multiplies the filters of all layers. batch_norm: after
+    every convolution but the predictors, for training from random weights.
     """
     down = halving(variant)
     layers = [(256, 512, 3, 2, down), (128, 256, 3, 2, down), (128, 256, 3, 1, "valid"), (128, 256, 3, 1, "valid")]
@@ -174,8 +176,8 @@ def vgg300(num_classes, variant="article", width=1.0, batch_norm=False):
 def vgg512(num_classes, variant="article", width=1.0, batch_norm=False):
     """SSD512: maps of 64, 32, 16, 8, 4, 2 and 1 cells a side, 24,564 anchors. Arguments as those of `vgg300`.
 
-    The article worked the last two layers out from the number of anchors: 4 cells to 2 without padding, 2 to 1 after
-    padding one at the bottom and the right. Caffe: stride 2 with padding, then 4x4 with padding.
+    The article worked the last two layers out from the number of anchors: 4 cells to 2 without padding, 2 to 1
+    after padding one at the bottom and the right. Caffe: stride 2 with padding, then 4x4 with padding.
     """
     down = halving(variant)
     layers = [(256, 512, 3, 2, down), (128, 256, 3, 2, down), (128, 256, 3, 2, down)]
@@ -219,8 +221,8 @@ def anchors(name):
 def encode(boxes_xyxy, anchors):
     """Offsets [..., 4] that stand for the boxes [..., 4] at the anchors (cx, cy, w, h) [..., 4], all in fractions.
 
-    The article's formula has 10 and 5 the other way round: 1 / variance is 10 for the centre and 5 for the sizes. A
-    box narrower than 1e-6 counts as that wide, so that every offset is finite.
+    The article's formula has 10 and 5 the other way round: 1 / variance is 10 for the centre and 5 for the sizes.
+    A box narrower than 1e-6 counts as that wide, so that every offset is finite.
     """
     center, size = tf.split(boxes.to_cxcywh(boxes_xyxy), 2, axis=-1)
     anchor_center, anchor_size = tf.split(tf.cast(anchors, tf.float32), 2, axis=-1)
@@ -230,7 +232,7 @@ def encode(boxes_xyxy, anchors):
 
 
 def decode(offsets, anchors):
-    """boxes_xyxy [..., 4] in fractions of the picture, not clipped, of offsets [..., 4]; the inverse of `encode`."""
+    """boxes_xyxy [..., 4] in fractions of the picture, not clipped; the inverse of `encode`."""
     moved, grown = tf.split(tf.cast(offsets, tf.float32) * VARIANCES, 2, axis=-1)
     anchor_center, anchor_size = tf.split(tf.cast(anchors, tf.float32), 2, axis=-1)
     return boxes.to_xyxy(tf.concat([anchor_center + moved * anchor_size, anchor_size * tf.exp(grown)], axis=-1))

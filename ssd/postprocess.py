@@ -10,10 +10,10 @@ def postprocess(predictions, anchors, *, score_threshold=0.01, iou_threshold=0.4
                 max_detections=200, class_agnostic=False):
     """Detections of a batch, per class and multi-label; the defaults are the reference code's.
 
-    predictions: the network's dict. anchors: boxes_cxcywh [A, 4], see `model.anchors`. Returns a dict: boxes [B, M, 4]
-    (xyxy, fractions of the picture, not clipped), scores [B, M] in descending order, classes [B, M] (without the
-    background, 0 is the first label; -1 behind the last), num [B]. Of each class the `candidates_per_class` best
-    boxes above the threshold are looked at; with class_agnostic=True, of each picture.
+    predictions: the network's dict. anchors: boxes_cxcywh [A, 4], see `model.anchors`. Returns a dict: boxes
+    [B, M, 4] (xyxy, fractions of the picture, not clipped), scores [B, M] in descending order, classes [B, M]
+    (without the background, 0 is the first label; -1 behind the last), num [B]. Of each class the
+    `candidates_per_class` best boxes above the threshold are looked at; with class_agnostic=True, of each picture.
     """
     scores = tf.nn.softmax(tf.cast(predictions["logits"], tf.float32))[..., 1:]  # [B, A, C], no background
     limit = "candidates" if class_agnostic else "candidates_per_class"

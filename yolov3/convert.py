@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
-from common import checkpoints, cli, files, runtime, training
+from common import cli, files, runtime, transfers
 from common.errors import UserError
 from yolov3 import model as models
 
@@ -157,15 +157,7 @@ def load_run(model, folder, *, transfer="all"):
     elif transfer == "all_but_classes":
         pairs = [(mine, theirs) for mine, theirs in pairs if mine[1] or theirs[1]]
     layers = [both for mine, theirs in pairs for both in zip(mine, theirs) if both != (None, None)]
-    for mine, theirs in layers:
-        shapes, other_shapes = ([tuple(weight.shape) for weight in layer.weights] if layer else "no layer"
-                                for layer in (mine, theirs))
-        if shapes != other_shapes:
-            raise UserError(f"{folder} must be a run of the same network, but {(mine or theirs).name} has "
-                            f"{shapes} here and {other_shapes} there. Take less of it (--transfer), or give "
-                            "the same --model, --width and classes.")
-    for mine, theirs in layers:
-        mine.set_weights(theirs.get_weights())
+    transfers.copy_layers(layers, folder)
 
 
 def build(config):
@@ -199,26 +191,6 @@ def from_darknet(weights, labels, name=None, *, width=1.0, num_anchors=3):
                             "Give --labels with one name per line, in the order of training.")
     model = models.MODELS[name](len(labels), num_anchors, width)
     return model, load_darknet(model, weights), name
-
-
-def read_labels(path):
-    """Class names of a text file, one per line; empty lines at the end do not count. Raises UserError."""
-    must = "--labels must be a text file with one class name per line"
-    try:
-        names = [name.strip() for name in pathlib.Path(path).read_text("utf-8").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{must}, but {path} cannot be read ({files.reason(error)}).") from error
-    if not names or not all(names):
-        raise UserError(f"{must}, but {path} has an empty line or no line.")
-    return names
-
-
-def write_run(folder, model, config):
-    """Makes a new run folder of a model that was not trained here."""
-    if (pathlib.Path(folder) / "config.json").exists():
-        raise UserError(f"{folder} holds a run already. Choose another --run.")
-    run = training.open_run(folder, config)
-    checkpoints.write_best(run.folder / "checkpoints" / "best.weights.h5", model, {"value": 0.0, "step": 0})
 
 
 def parse_anchors(text, name):
@@ -261,7 +233,7 @@ def main(args):
         raise UserError(f"--image_size must be a multiple of 32; {FLAGS.image_size} came.")
     if not FLAGS.labels:
         raise UserError("--weights needs --labels, a text file with one class name per line.")
-    labels = read_labels(FLAGS.labels)
+    labels = transfers.read_labels(FLAGS.labels)
     if FLAGS.anchors and not FLAGS.model:
         raise UserError("--anchors needs --model.")
     anchors = parse_anchors(FLAGS.anchors, FLAGS.model) if FLAGS.anchors else None
@@ -269,7 +241,7 @@ def main(args):
                                        num_anchors=3 if anchors is None else anchors.shape[1])
     if anchors is None:
         anchors = models.TINY_ANCHORS if name == "tiny" else models.ANCHORS
-    write_run(FLAGS.run, model, {
+    transfers.write_run(FLAGS.run, model, {
         "article": "yolov3", "model": name, "width": FLAGS.width, "image_size": FLAGS.image_size,
         "labels": labels, "anchors": anchors.tolist(), "precision": "float32", "darknet": list(header)})
     print(f"{FLAGS.run}: {name} with {len(labels)} classes")

@@ -6,7 +6,7 @@
 
 import numpy as np
 
-from common import boxes, cli, detection_predict, runtime
+from common import boxes, cli, detection_predict, runtime, transfers
 from common.errors import UserError
 from yolov3 import convert
 from yolov3.convert import build
@@ -29,7 +29,7 @@ def load_darknet(weights, labels, name=None, image_size=416, precision="float32"
     """(model, config) of a Darknet weight file and a text file of class names. Raises UserError."""
     if not labels:
         raise UserError("--weights needs --labels, a text file with one class name per line (coco.names).")
-    labels = convert.read_labels(labels)
+    labels = transfers.read_labels(labels)
     with runtime.dtype_policy(precision):
         model, _, name = convert.from_darknet(weights, labels, name)
     anchors = TINY_ANCHORS if name == "tiny" else ANCHORS
