@@ -36,6 +36,7 @@ setup(
             "tensorflow-serving-api>=2.21,<2.22",
         ],
         "openvino": ["openvino>=2026.1"],
-        "bench": ["torch>=2.13", "onnxruntime>=1.20", "tf2onnx>=1.17", "openvino>=2026.1", "pycocotools>=2.0.11"],
+        "bench": ["torch>=2.13", "onnxruntime>=1.20", "tf2onnx>=1.17", "openvino>=2026.1", "pycocotools>=2.0.11",
+                  "grain>=0.2.13"],
     },
 )

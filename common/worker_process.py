@@ -10,7 +10,7 @@ import multiprocessing.connection
 import multiprocessing.spawn
 import os
 import pickle
-import queue
+import select
 import signal
 import struct
 import sys
@@ -40,8 +40,8 @@ def serve(connection, memory, parent):
         signal.signal(number, signal.SIG_IGN)
     connection = multiprocessing.connection.Connection(int(connection))
     with _ends_with_parent():
-        setup, jobs = pickle.loads(connection.recv_bytes()), queue.SimpleQueue()
-    threading.Thread(target=_read_jobs, args=(connection, jobs, int(parent)), daemon=True).start()
+        setup = pickle.loads(connection.recv_bytes())
+    threading.Thread(target=_watch, args=(connection.fileno(), int(parent)), daemon=True).start()
     sequence = -1
     try:
         sys.path[:] = setup["path"]
@@ -59,7 +59,7 @@ def serve(connection, memory, parent):
     while True:
         with _ends_with_parent():
             connection.send_bytes(reply)
-        message = jobs.get()
+            message = connection.recv_bytes()
         sequence, epoch, index = JOB.unpack_from(message)
         try:
             outputs = call(function, specs, message[JOB.size:], (setup["seed"], epoch, index))
@@ -70,12 +70,12 @@ def serve(connection, memory, parent):
             reply = REPLY.pack(FAILED, sequence) + pack_failure(error)
 
 
-def _read_jobs(connection, jobs, parent):
-    """Reads ahead, so that the main process never waits for a busy worker; ends the worker with its parent."""
-    with _ends_with_parent():
-        while os.getppid() == parent:
-            if connection.poll(1.0):
-                jobs.put(connection.recv_bytes())
+def _watch(connection, parent):
+    """Ends this process, whatever its function does, when the main process has closed its socket or is no more."""
+    hung_up = select.poll()
+    hung_up.register(connection, 0)
+    while not hung_up.poll(1000) and os.getppid() == parent:  # a fork of the main process may keep the socket open
+        pass
     os._exit(0)
 
 

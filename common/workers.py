@@ -14,7 +14,8 @@ interpreter without TensorFlow and without the program's main module (unless the
 0.15 s, mostly NumPy and OpenCV. The function must be importable: at the top level of a module, or a
 functools.partial of such a one, or an object that can be pickled.
 
-Payloads go to a worker over a socket as they are. A result is copied twice: by the worker into a slot of shared
+Payloads go to a worker over a socket as they are, and no more of them than it holds, so that nobody waits for
+a busy worker. A result is copied twice: by the worker into a slot of shared
 memory, and from there into what is handed out; with `batches` that is its row of a batch, which tf.data takes over
 without a copy of its own. Slots are never handed out: tf.data would keep looking at the memory of aligned arrays.
 
@@ -49,10 +50,15 @@ from common import worker_process
 from common.errors import UserError
 
 SHARED_MEMORY = "/dev/shm"
-SLOTS_PER_WORKER = 8
+SLOTS_PER_WORKER = 16
+QUEUED_BYTES = 128 * 1024     # of payloads in a worker's socket, which Linux lets hold 208 KiB
 
 _COMMAND = ("import sys; sys.path.insert(0, sys.argv[1]); "
             "from common.worker_process import serve; serve(*sys.argv[2:])")
+# The user's own environment comes first. glibc gives the memory of a picture back to the system and takes it anew
+# for the next one, a sixth of the time of SSD's augmentation, unless it is told to keep 128 MiB.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+                "MALLOC_MMAP_THRESHOLD_": str(32 * 2 ** 20), "MALLOC_TRIM_THRESHOLD_": str(128 * 2 ** 20)}
 
 _last_failure = None          # what ended the last generator of a tf_dataset
 
@@ -65,7 +71,7 @@ class WorkerPool:
     """Processes that run `function(payload, rng)`; a context manager.
 
     function: importable, see above. specs: {name: (shape, dtype)} of all that it returns. workers: number of
-    processes; 0 works in this one. slots: results on the way at a time, and so the jobs that are read ahead; 8 per
+    processes; 0 works in this one. slots: results on the way at a time, and so jobs that are read ahead; 16 per
     worker by default. seed: an int of at least 0.
 
     Any error closes the pool. An exception in a worker comes out in its turn, with its type and text, and the
@@ -157,22 +163,31 @@ class WorkerPool:
 
     def _shared(self, jobs):
         self._drain()
-        jobs, pending, failure = iter(jobs), collections.deque(), None
+        jobs, job, pending, failure = iter(jobs), None, collections.deque(), None
         while True:
-            while jobs is not None and len(pending) < self.slots:
-                try:
-                    job = next(jobs)
-                except StopIteration:
+            while len(pending) < self.slots:
+                if job is None and jobs is not None:
+                    try:
+                        job = next(jobs, None)
+                    except Exception as error:  # comes out in its turn
+                        failure = error
+                if job is None:
                     jobs = None
-                except Exception as error:  # comes out in its turn
-                    jobs, failure = None, error
-                else:
-                    pending.append(self._send(*job))
+                    break
+                worker = self._worker_for(len(job[2]))
+                if worker is None:
+                    self._receive(timeout=0)
+                    worker = self._worker_for(len(job[2]))
+                if worker is None:
+                    break
+                pending.append(self._send(worker, *job))
+                job = None
             if not pending:
                 break
-            sequence = pending.popleft()
-            while sequence not in self._results:
+            if pending[0] not in self._results:
                 self._receive()
+                continue
+            sequence = pending.popleft()
             error = self._results.pop(sequence)
             if error is not None:
                 raise error
@@ -196,8 +211,7 @@ class WorkerPool:
 
     def _start_worker(self, memory):
         ours, theirs = multiprocessing.connection.Pipe()
-        threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
-        environment = {**threads, **os.environ, "CUDA_VISIBLE_DEVICES": "", "ZOO_LAZY_TENSORFLOW": "1"}
+        environment = {**_ENVIRONMENT, **os.environ, "CUDA_VISIBLE_DEVICES": "", "ZOO_LAZY_TENSORFLOW": "1"}
         root = str(pathlib.Path(__file__).resolve().parents[1])
         with theirs:
             # A process group of its own: Ctrl-C in a terminal does not even reach a worker that is starting.
@@ -208,13 +222,16 @@ class WorkerPool:
         self._members.append(_Worker(len(self._processes), process, ours))
         self._selector.register(ours, selectors.EVENT_READ, self._members[-1])
 
-    def _send(self, epoch, index, payload):
-        """Gives a job to the worker with the fewest; returns its sequence number."""
+    def _worker_for(self, size):
+        """The worker with the fewest jobs, of those whose socket takes `size` bytes at once; or None."""
+        free = [worker for worker in self._members if not worker.jobs or worker.unread + size <= QUEUED_BYTES]
+        return min(free, key=lambda worker: len(worker.jobs), default=None)
+
+    def _send(self, worker, epoch, index, payload):
+        """Gives a job to a worker; returns its sequence number."""
         epoch, index, sequence = operator.index(epoch), operator.index(index), self._next
-        self._receive(timeout=0)
-        worker = min(self._members, key=lambda worker: len(worker.jobs))
         self._next += 1
-        worker.jobs[sequence] = epoch, index
+        worker.add(sequence, (epoch, index, len(payload)))
         self._write(worker, b"".join((worker_process.JOB.pack(sequence, epoch, index), payload)))
         return sequence
 
@@ -232,7 +249,7 @@ class WorkerPool:
             if kind == worker_process.FAILED:
                 error = _exception(message[worker_process.REPLY.size:], worker, sequence)
             if sequence in worker.jobs:
-                del worker.jobs[sequence]
+                worker.remove(sequence)
                 self._results[sequence] = error
             elif error is not None:
                 raise error
@@ -264,13 +281,18 @@ class WorkerPool:
         ending = "without an exit code" if code is None else f"with exit code {code}"
         if code is not None and code < 0:
             ending = f"by signal {-code} ({signal.strsignal(-code)})"
-        return WorkerError(f"Workers must live as long as their pool, but worker {worker.number} of {self.workers} "
-                           f"ended {ending} {worker.doing(min(worker.jobs, default=None))}. If memory ran out, use "
-                           "fewer workers; with 0 the main process does the same work.")
+        doing = worker.doing(min(worker.jobs, default=None))
+        return WorkerError(f"Workers must live as long as their pool, but worker {worker.number} of "
+                           f"{self.workers} ended {ending} {doing}. If memory ran out, use fewer workers; with 0 "
+                           "the main process does the same work.")
 
 
 class _Worker:
-    """What the main process knows of a worker; jobs: {sequence: (epoch, index)} that it has not answered."""
+    """What the main process knows of a worker.
+
+    jobs: {sequence: (epoch, index, bytes)} of what it has not answered, in order. unread: bytes of all of these
+    but the first, which it reads at once.
+    """
 
     def __init__(self, number, process, connection):
         self.number = number
@@ -278,6 +300,17 @@ class _Worker:
         self.connection = connection
         self.ready = False
         self.jobs = {}
+        self.unread = 0
+
+    def add(self, sequence, job):
+        """A job was sent."""
+        self.unread += job[2] if self.jobs else 0
+        self.jobs[sequence] = job
+
+    def remove(self, sequence):
+        """The first job was answered."""
+        del self.jobs[sequence]
+        self.unread -= next(iter(self.jobs.values()), (0, 0, 0))[2]
 
     def doing(self, sequence):
         """In words, what it does at the job `sequence`, or without one."""

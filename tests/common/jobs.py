@@ -1,6 +1,5 @@
 """What the worker processes of test_workers.py do; imports neither TensorFlow nor pytest."""
 
-import ctypes
 import os
 import sys
 import time
@@ -10,7 +9,8 @@ import numpy as np
 
 SPECS = {"draws": ((5,), np.float64), "payload": ((3,), np.uint8), "process": ((), np.int64)}
 SMALL = {"process": ((), np.int64)}
-FACTS = {"tensorflow": ((), np.bool_), "cuda": ((), np.bool_), "threads": ((), np.int32), "kilobytes": ((), np.int64)}
+FACTS = {"tensorflow": ((), np.bool_), "cuda": ((), np.bool_), "threads": ((), np.int32),
+         "kilobytes": ((), np.int64)}
 
 
 class Picky(Exception):
@@ -49,8 +49,6 @@ def obey(payload, rng):
         os._exit(7)
     if word == "sleep":
         time.sleep(float(rest))
-    if word == "hold":  # keeps Python's lock for longer than the test waits
-        ctypes.PyDLL(None).usleep(int(float(rest) * 1e6))
     if word == "spin":
         while True:
             pass
