@@ -2,8 +2,8 @@
 
 `ssd.augment.prepare` on made-up JPEG pictures of 500 x 375 that are held in memory; what counts are batches of
 uint8 [B, S, S, 3] in the main process. Beside common.workers with 1, 2 and 4 processes: this process alone (with
-and without OpenCV's threads), tf.data with tf.numpy_function in threads, multiprocessing.Pool with pickled results,
-and grain, if it is installed. They take turns in one process, so that what else the machine does falls on all.
+and without OpenCV's threads), tf.data with tf.numpy_function in threads, multiprocessing.Pool with pickled
+results, and grain, if it is installed. They take turns, so that what else the machine does falls on all of them.
 
 "main" is the time that all threads of the main process compute for a picture. "copies" are those of a picture from
 the function's result to the batch, counted in the code: to the row of a batch (1, for all); to a slot (1); to a
