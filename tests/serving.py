@@ -4,16 +4,22 @@ There is no TensorFlow Serving binary in any package index that pip or apt reads
 what the tests ask: PredictionService.Predict of tensorflow-serving-api, and POST /v1/models/<name>:predict
 with JSON, base64 strings included, in row ("instances") and column ("inputs") form. It follows the real one
 in what is loaded (the highest number in the model's folder), in its error codes, and in the forms of its
-answers. It is not a server to use.
+answers. It is not a server to use. Below it stand the requests that the tests of several articles send.
 """
 
 import base64
 import concurrent.futures
 import http.server
 import json
+import os
 import pathlib
+import re
+import subprocess
+import sys
 import threading
+import urllib.request
 
+import cv2
 import grpc
 import numpy as np
 import tensorflow as tf
@@ -154,3 +160,56 @@ def _plain(name, value):
     if name.endswith("_bytes"):
         return [[{"b64": base64.b64encode(item).decode()} for item in row] for row in value.tolist()]
     return [[item.decode() for item in row] for row in value.tolist()]
+
+
+def example_pictures(rng):
+    """uint8 pictures and their files: a wide JPEG, a high PNG, a gray PNG larger than a small network's input."""
+    shapes = [(50, 130, 3), (200, 90, 3), (300, 300)]
+    images = [cv2.resize(rng.integers(0, 256, (6, 7, *shape[2:]), np.uint8), shape[1::-1]) for shape in shapes]
+    files = [cv2.imencode(suffix, image)[1].tobytes() for suffix, image in zip((".jpg", ".png", ".png"), images)]
+    return [tf.io.decode_image(data, channels=3) for data in files], files
+
+
+def post(server, request):
+    """The server's answer to a REST request."""
+    address = f"http://localhost:{server.rest_port}/v1/models/{server.name}:predict"
+    with urllib.request.urlopen(address, json.dumps(request).encode(), timeout=60) as reply:
+        return json.load(reply)
+
+
+def ask(server, inputs, signature=""):
+    """{output name: array} of a gRPC request; raises grpc.RpcError."""
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.signature_name = server.name, signature
+    for name, value in inputs.items():
+        request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+    with grpc.insecure_channel(f"localhost:{server.grpc_port}") as channel:
+        outputs = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=60).outputs
+    return {name: tf.make_ndarray(proto) for name, proto in outputs.items()}
+
+
+def run_readme(text, server, folder, picture):
+    """Runs a detector's README as it stands, photo.jpg in `folder`: (row of the REST answer, gRPC's stdout)."""
+    (folder / "photo.jpg").write_bytes(picture)
+    text = text.replace("localhost:8501", f"localhost:{server.rest_port}")
+    text = text.replace("localhost:8500", f"localhost:{server.grpc_port}")
+    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, re.MULTILINE)
+    shell = next(block for block in blocks if "curl" in block)
+    code = next(block for block in blocks if "import grpc" in block)
+    (folder / "client.py").write_text("\n".join(line[4:] for line in code.splitlines()))
+    reply = subprocess.run(["bash", "-c", shell], cwd=folder, capture_output=True, timeout=60, check=True)
+    (row,) = json.loads(reply.stdout)["predictions"]
+    reply = subprocess.run([sys.executable, "client.py"], cwd=folder, capture_output=True, text=True, timeout=120,
+                           check=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"})
+    return row, reply.stdout
+
+
+def saved_model_cli(*commands):
+    """The stdout of several saved_model_cli commands that run side by side."""
+    program = pathlib.Path(sys.executable).with_name("saved_model_cli")
+    processes = [subprocess.Popen([program, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                  env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}) for command in commands]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    for process, (_, errors) in zip(processes, outputs):
+        assert process.returncode == 0, errors[-2000:]
+    return [output for output, _ in outputs]

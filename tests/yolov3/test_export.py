@@ -4,20 +4,17 @@ import base64
 import json
 import os
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
 import urllib.error
-import urllib.request
 
-import cv2
 import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
-from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import prediction_log_pb2
 
 from common import boxes, checkpoints, export, runtime, warm_up
 from common.errors import UserError
@@ -40,15 +37,7 @@ ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
 def pictures():
-    """uint8 pictures and their files: a wide JPEG, a high PNG, a gray PNG larger than the network's input."""
-    shapes = [(50, 130, 3), (200, 90, 3), (300, 300)]
-    images = [
-        cv2.resize(RNG.integers(0, 256, (6, 7, *shape[2:]), np.uint8), shape[1::-1]) for shape in shapes
-    ]
-    files = [
-        cv2.imencode(suffix, image)[1].tobytes() for suffix, image in zip((".jpg", ".png", ".png"), images)
-    ]
-    return [tf.io.decode_image(data, channels=3) for data in files], files
+    return serving.example_pictures(RNG)
 
 
 @pytest.fixture(scope="module")
@@ -167,79 +156,49 @@ def test_a_bundle_of_other_weights_is_not_published(model, out, tmp_path):
 
 
 def test_grpc(float32_server, model):
-    images, data = pictures()
-    with grpc.insecure_channel(f"localhost:{float32_server.grpc_port}") as channel:
-        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name, request.model_spec.signature_name = "yolov3", "image_bytes"
+    _, data = pictures()
 
-        def send(data):
-            request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto(data, tf.string))
-            outputs = stub.Predict(request, timeout=60).outputs
-            return {name: tf.make_ndarray(proto) for name, proto in outputs.items()}
+    def send(data):
+        return serving.ask(float32_server, {"image_bytes": data}, "image_bytes")
 
-        found = send(data)
-        assert found["num"].shape == (3,) and found["labels"][0, 0].decode() in LABELS
-        for bad in (b"", b"no picture", data[0][:60], data[1][:-40], png_bomb(12_000, 12_000)):
-            with pytest.raises(grpc.RpcError) as error:
-                send([data[0], bad])
-            assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-        np.testing.assert_array_equal(send(data)["boxes"], found["boxes"])  # the server goes on
-
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name = "yolov3"
-        request.inputs["images"].CopyFrom(tf.make_tensor_proto(IMAGES[:, :-1]))
+    found = send(data)
+    assert found["num"].shape == (3,) and found["labels"][0, 0].decode() in LABELS
+    for bad in (b"", b"no picture", data[0][:60], data[1][:-40], png_bomb(12_000, 12_000)):
         with pytest.raises(grpc.RpcError) as error:
-            stub.Predict(request, timeout=60)
+            send([data[0], bad])
         assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-        request.inputs["images"].CopyFrom(tf.make_tensor_proto(IMAGES))
-        found = stub.Predict(request, timeout=60).outputs
-        expected = keras_detections(model, IMAGES)
-        np.testing.assert_allclose(tf.make_ndarray(found["scores"]), expected["scores"], atol=1e-4)
-
-
-def post(server, request):
-    address = f"http://localhost:{server.rest_port}/v1/models/yolov3:predict"
-    with urllib.request.urlopen(address, json.dumps(request).encode(), timeout=60) as reply:
-        return json.load(reply)
+    np.testing.assert_array_equal(send(data)["boxes"], found["boxes"])  # the server goes on
+    with pytest.raises(grpc.RpcError) as error:
+        serving.ask(float32_server, {"images": IMAGES[:, :-1]})
+    assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    found = serving.ask(float32_server, {"images": IMAGES})
+    np.testing.assert_allclose(found["scores"], keras_detections(model, IMAGES)["scores"], atol=1e-4)
 
 
 def test_rest(float32_server):
     _, data = pictures()
     encoded = [{"b64": base64.b64encode(item).decode()} for item in data]
-    rows = post(
+    rows = serving.post(
         float32_server, {"signature_name": "image_bytes", "instances": [{"image_bytes": e} for e in encoded]}
     )
     assert len(rows["predictions"]) == 3
     row = rows["predictions"][1]
     assert set(row) == {"boxes", "scores", "classes", "labels", "num"}
     assert row["labels"][:row["num"]] == [LABELS[i] for i in row["classes"][:row["num"]]]
-    columns = post(float32_server, {"signature_name": "image_bytes", "inputs": encoded})
+    columns = serving.post(float32_server, {"signature_name": "image_bytes", "inputs": encoded})
     assert columns["outputs"]["boxes"][1] == row["boxes"]
     with pytest.raises(urllib.error.HTTPError) as error:
-        post(float32_server, {"signature_name": "image_bytes", "instances": [{"b64": "bm8gcGljdHVyZQ=="}]})
+        serving.post(float32_server, {"signature_name": "image_bytes", "instances": [{"b64": "bm8gcGljdHVyZQ=="}]})
     assert error.value.code == 400 and "JPEG or PNG" in json.load(error.value)["error"]
     error.value.close()
-    images = post(float32_server, {"instances": IMAGES[:1].tolist()})
+    images = serving.post(float32_server, {"instances": IMAGES[:1].tolist()})
     assert len(images["predictions"][0]["scores"]) == THRESHOLDS["max_detections"]
 
 
 def test_the_readme_works_as_it_stands(float32_server, out, tmp_path):
     text = (out / "README.md").read_text("utf-8")
-    (tmp_path / "photo.jpg").write_bytes(pictures()[1][0])
-    text = text.replace("localhost:8501", f"localhost:{float32_server.rest_port}")
-    text = text.replace("localhost:8500", f"localhost:{float32_server.grpc_port}")
-    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, re.MULTILINE)
-    shell = next(block for block in blocks if "curl" in block)
-    code = next(block for block in blocks if "import grpc" in block)
-    python = tmp_path / "client.py"
-    python.write_text("\n".join(line[4:] for line in code.splitlines()))
-    reply = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, timeout=60, check=True)
-    (row,) = json.loads(reply.stdout)["predictions"]
-    reply = subprocess.run(
-        [sys.executable, str(python)], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-        env=ENVIRONMENT, check=True)
-    assert row["labels"][0] in reply.stdout
+    row, printed = serving.run_readme(text, float32_server, tmp_path, pictures()[1][0])
+    assert row["labels"][0] in printed
 
 
 def test_half_a_version_is_never_served(out, model, tmp_path, monkeypatch):
@@ -257,7 +216,7 @@ def test_half_a_version_is_never_served(out, model, tmp_path, monkeypatch):
         monkeypatch.setattr(export, "save", watched)
         yolov3_export.export_bundle(model, CONFIG, out, **THRESHOLDS)
         assert seen == [1] and server.reload() == 2
-        assert len(post(server, {"instances": IMAGES.tolist()})["predictions"]) == 3
+        assert len(serving.post(server, {"instances": IMAGES.tolist()})["predictions"]) == 3
 
 
 def test_saved_model_cli(out, tmp_path):
@@ -270,17 +229,7 @@ def test_saved_model_cli(out, tmp_path):
          tmp_path / "images"],
         [*run, "--signature_def", "image_bytes", "--inputs", f"image_bytes={tmp_path}/files.npy", "--outdir",
          tmp_path / "files"]]
-    program = pathlib.Path(sys.executable).with_name("saved_model_cli")
-    processes = [
-        subprocess.Popen(
-            [program, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-        )
-        for command in commands
-    ]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    for process, (_, errors) in zip(processes, outputs):
-        assert process.returncode == 0, errors[-2000:]
-    shown = outputs[0][0]
+    shown, *_ = serving.saved_model_cli(*commands)
     assert f"shape: (-1, {SIZE}, {SIZE}, 3)" in shown and "inputs['image_bytes'] tensor_info" in shown
     assert np.load(tmp_path / "images" / "boxes.npy").shape == (3, THRESHOLDS["max_detections"], 4)
     labels = np.load(tmp_path / "files" / "labels.npy", allow_pickle=True)
