@@ -8,16 +8,13 @@ so that width = right - left; pixels in an `Annotation`, fractions of the pictur
 """
 
 import collections
-import concurrent.futures
-import os
 import pathlib
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
-from common import images, records
+from common import building, images
 from common.errors import UserError
 
 BUILDER = "common.detection 1"
@@ -46,13 +43,6 @@ class Source(NamedTuple):
     splits: dict  # split -> sequence of items
     load: Callable[[Any], Annotation]  # raises UserError with the name of the file
     origin: str = ""  # where the data come from, for the manifest
-
-
-class Report(NamedTuple):
-    folder: pathlib.Path
-    manifest: dict
-    repaired: dict  # what -> how often
-    skipped: list  # {"split", "file", "reason"}
 
 
 def encode_example(image_bytes, height, width, filename, boxes_xyxy, labels, *, difficult=None, is_crowd=None,
@@ -133,45 +123,14 @@ def parse(serialized):
 
 def build_records(source, out_root="tfrecords", *, shards=None, num_workers=None, on_bad="error",
                   progress=True):
-    """Writes the records of a `Source` to `out_root`/<its name> and returns a `Report`, which it also prints.
+    """Writes the records of a `Source` to `out_root`/<its name> and returns a `building.Report`, which it also prints.
 
-    shards: per split; None makes one for every 1,000 pictures. num_workers: threads (the time goes into
-    decoding, which leaves Python's lock), default one per CPU; the files are the same with any number.
-    on_bad: "error" stops at the first picture or annotation that cannot be used, "skip" leaves it out and
-    lists it in the manifest.
+    The rest as in `building.build`.
     """
-    if on_bad not in ("error", "skip"):
-        raise ValueError(f"on_bad must be error or skip, not {on_bad!r}")
-    folder = pathlib.Path(out_root) / source.name
-    repaired, skipped = collections.Counter(), []
-    with records.RecordWriter(folder, name=source.name, kind="detection", labels=source.labels,
-                              source=source.origin, builder=BUILDER) as writer:
-        for split, items in source.splits.items():
-            facts = {"objects": 0, "most_objects": 0}
-            results = _ordered(lambda item: _example(source, item), items, num_workers or os.cpu_count())
-            results = tqdm(results, total=len(items), desc=f"{source.name} {split}", unit="picture",
-                           disable=not progress)
-            kept = _kept(results, split, on_bad, repaired, skipped, facts)
-            writer.write_split(split, kept, total=len(items),
-                               num_shards=shards or max(1, round(len(items) / 1000)))
-            writer.manifest["splits"][split].update(facts)
-        writer.manifest.update(skipped=skipped, repaired=dict(sorted(repaired.items())))
-        writer.publish()
-    report = Report(folder, writer.manifest, dict(repaired), skipped)
-    if progress:
-        print(describe(report))
-    return report
-
-
-def describe(report):
-    """A `Report` in words: counts, what was repaired, what was skipped and why."""
-    lines = [f"{report.folder}: {split} {entry['examples']} pictures, {entry['objects']} objects"
-             for split, entry in report.manifest["splits"].items()]
-    lines += [f"repaired: {what}: {times}" for what, times in sorted(report.repaired.items())]
-    lines += [f"skipped: {entry['reason']}" for entry in report.skipped[:20]]
-    if len(report.skipped) > 20:
-        lines.append(f"skipped: {len(report.skipped) - 20} more, see {report.folder / records.MANIFEST}")
-    return "\n".join(lines)
+    return building.build(
+        pathlib.Path(out_root) / source.name, source.splits, lambda item: _example(source, item), kind="detection",
+        labels=source.labels, builder=BUILDER, origin=source.origin, shards=shards, num_workers=num_workers,
+        on_bad=on_bad, progress=progress)
 
 
 def repair_boxes(annotation, width, height):
@@ -220,56 +179,17 @@ def repair_boxes(annotation, width, height):
 
 
 def _example(source, item):
-    """(serialized record, number of objects, Counter of repairs), or the UserError that stands against it."""
-    try:
-        annotation = source.load(item)
-        data = annotation.image
-        if not isinstance(data, bytes):
-            try:
-                data = pathlib.Path(data).read_bytes()
-            except OSError as error:
-                raise UserError(f"{annotation.image} must be readable: {error.strerror}. "
-                                "Put the picture there or remove its annotation.") from None
-        name = annotation.filename if isinstance(annotation.image, bytes) else str(annotation.image)
-        picture = images.prepare(data, name, annotated_size=annotation.size and tuple(annotation.size))
-        whole, repairs = repair_boxes(annotation._replace(filename=name), picture.width, picture.height)
-    except UserError as error:
-        return None, str(item), error
+    """(serialized record, number of objects, Counter of repairs); a UserError stands against it."""
+    annotation = source.load(item)
+    picture, name = building.read_picture(
+        annotation.image, annotation.filename, annotation.size and tuple(annotation.size))
+    whole, repairs = repair_boxes(annotation._replace(filename=name), picture.width, picture.height)
     repairs.update(picture.repairs)
     fractions = whole.boxes_xyxy / ([picture.width, picture.height] * 2)
     return encode_example(
         picture.data, picture.height, picture.width, annotation.filename, fractions, whole.labels,
         difficult=whole.difficult, is_crowd=whole.is_crowd, area=whole.area, label_names=source.labels,
         image_format=picture.format), len(whole.labels), repairs
-
-
-def _kept(results, split, on_bad, repaired, skipped, facts):
-    for record, objects, repairs in results:
-        if record is None:
-            item, error = objects, repairs
-            if on_bad == "error":
-                raise UserError(f"{error} To leave such pictures out, use --skip_bad.")
-            skipped.append({"split": split, "file": item, "reason": str(error)})
-            continue
-        repaired.update(repairs)
-        facts["objects"] += objects
-        facts["most_objects"] = max(facts["most_objects"], objects)
-        yield record
-
-
-def _ordered(function, items, num_workers):
-    """`map(function, items)` in threads, in order, with few results waiting."""
-    waiting = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 4 * num_workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _bytes(values):

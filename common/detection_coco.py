@@ -43,10 +43,10 @@ def coco(parts, name="coco", labels=None):
                   f"COCO layout, {origin}")
 
 
-def find_parts(source):
-    """{split: (JSON file, folder of pictures)} found in a folder."""
+def find_parts(source, prefix="instances_"):
+    """{split: (JSON file, folder of pictures)} found in a folder; files with that prefix come before others."""
     files = [*source.glob("annotations/*.json"), *source.glob("*.json"), *source.glob("*/*.json")]
-    instances = [file for file in files if file.name.startswith("instances_")]
+    instances = [file for file in files if file.name.startswith(prefix)]
     parts = {}
     for file in sorted(dict.fromkeys(instances or files)):
         words = "".join(c if c.isalpha() else " " for c in f"{file.stem} {file.parent.name}".lower()).split()

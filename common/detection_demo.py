@@ -59,7 +59,7 @@ def source(*, name="demo", seed=0, size=160, splits=None):
 
 def build(out_root="tfrecords", *, name="demo", seed=0, size=160, splits=None, num_workers=None,
           progress=True):
-    """Writes the records of the demo to `out_root`/`name` and returns the `detection.Report`."""
+    """Writes the records of the demo to `out_root`/`name` and returns the `building.Report`."""
     made_up = source(name=name, seed=seed, size=size, splits=splits)
     return detection.build_records(made_up, out_root, num_workers=num_workers, progress=progress)
 

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from common import detection, images, records
+from common import building, detection, images, records
 from common.errors import UserError
 
 LABELS = ["left", "right"]
@@ -191,7 +191,7 @@ def test_bad_files_stop_a_build_or_are_skipped_and_counted(tmp_path, capsys):
     report, examples = build(tmp_path / "out", entries, on_bad="skip", num_workers=2)
     assert [example["filename"].numpy() for example in examples] == [b"a.jpg", b"last.jpg"]
     assert [entry["file"] for entry in report.manifest["skipped"]] == ["1", "2", "3"]
-    text = detection.describe(report)
+    text = building.describe(report)
     for words in ("train 2 pictures, 2 objects", "cut.jpg must be a whole",
                   "missing.jpg must be readable: No such", "b.xml is broken."):
         assert words in text
