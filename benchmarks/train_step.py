@@ -15,9 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.inference import is_installed, measure, table
-from common import cli, layers
+from common import cli, layers, runtime
 from yolov3 import model as yolov3_model
-from yolov3 import predict, preprocess, train
+from yolov3 import preprocess, train
 from yolov3.loss import article_loss
 from yolov3.model import ANCHORS, STRIDES
 
@@ -40,7 +40,7 @@ def batch(image_size, batch_size):
 def our_step(image_size, batch_size, *, precision, batch_norm):
     """Returns a function that runs train.py's own step once."""
     strategy = tf.distribute.get_strategy()
-    with predict.dtype_policy(precision):
+    with runtime.dtype_policy(precision):
         yolov3_model.BatchNormalization = batch_norm
         try:
             net = yolov3_model.yolov3(NUM_CLASSES)
@@ -82,45 +82,52 @@ def torch_step(image_size, batch_size, *, bfloat16):
 
 
 CANDIDATES = {
-    "ours, bfloat16": lambda *size: our_step(
-        *size, precision="mixed_bfloat16", batch_norm=layers.BatchNormalization),
-    "ours, float32": lambda *size: our_step(*size, precision="float32", batch_norm=layers.BatchNormalization),
-    "Keras batch norm, bfloat16": lambda *size: our_step(
-        *size, precision="mixed_bfloat16", batch_norm=keras.layers.BatchNormalization),
-    "Keras batch norm, float32": lambda *size: our_step(
-        *size, precision="float32", batch_norm=keras.layers.BatchNormalization),
-    "PyTorch, bfloat16": lambda *size: torch_step(*size, bfloat16=True),
-    "PyTorch, float32": lambda *size: torch_step(*size, bfloat16=False),
+    "ours, bfloat16": lambda **size: our_step(
+        **size, precision="mixed_bfloat16", batch_norm=layers.BatchNormalization),
+    "ours, float32": lambda **size: our_step(**size, precision="float32", batch_norm=layers.BatchNormalization),
+    "Keras batch norm, bfloat16": lambda **size: our_step(
+        **size, precision="mixed_bfloat16", batch_norm=keras.layers.BatchNormalization),
+    "Keras batch norm, float32": lambda **size: our_step(
+        **size, precision="float32", batch_norm=keras.layers.BatchNormalization),
+    "PyTorch, bfloat16": lambda **size: torch_step(**size, bfloat16=True),
+    "PyTorch, float32": lambda **size: torch_step(**size, bfloat16=False),
 }
 
 
-def define_flags():
+def define_flags(candidates=tuple(CANDIDATES), **sizes):
+    """--rounds, --only and --memory, and an integer flag for each of `sizes`, which every candidate is called with."""
     flags = cli.flags
-    flags.DEFINE_integer("image_size", 416, "Side of the network input.")
-    flags.DEFINE_integer("batch_size", 4, "Pictures per step.")
+    for name, default in (sizes or {"image_size": 416, "batch_size": 4}).items():
+        flags.DEFINE_integer(name, default, "Side of the network input." if name == "image_size" else
+                             "Pictures per step.")
     flags.DEFINE_integer("rounds", 3, "Steps of each candidate.")
-    flags.DEFINE_enum("only", None, list(CANDIDATES), "Run this candidate alone and print its peak memory.")
+    flags.DEFINE_enum("only", None, list(candidates), "Run this candidate alone and print its peak memory.")
     flags.DEFINE_bool("memory", False, "Print the peak memory of each candidate, in a process of its own.")
 
 
-def main(args):
-    cli.no_arguments(args)
+def compare(candidates, base, module, **sizes):
+    """Prints times, or with --memory peak memory, of {name: function of `sizes` that makes a step}."""
     flags = cli.FLAGS
-    size = flags.image_size, flags.batch_size
     if flags.only:
-        run = CANDIDATES[flags.only](*size)
+        run = candidates[flags.only](**sizes)
         for _ in range(3):
             run()
         print(f"{flags.only:28} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:6.2f} GiB at the peak")
         return
-    names = [name for name in CANDIDATES if is_installed("torch") or "PyTorch" not in name]
+    names = [name for name in candidates if is_installed("torch") or "PyTorch" not in name]
     if flags.memory:
         for name in names:
-            subprocess.run([sys.executable, "-m", "benchmarks.train_step", f"--only={name}",
-                            f"--image_size={size[0]}", f"--batch_size={size[1]}"], check=True)
+            options = [f"--{key}={value}" for key, value in sizes.items()]
+            subprocess.run([sys.executable, "-m", module, f"--only={name}", *options], check=True)
         return
-    seconds = measure({name: CANDIDATES[name](*size) for name in names}, flags.rounds)
-    print(table(seconds, "ours, bfloat16"))
+    seconds = measure({name: candidates[name](**sizes) for name in names}, flags.rounds)
+    print(table(seconds, base))
+
+
+def main(args):
+    cli.no_arguments(args)
+    compare(CANDIDATES, "ours, bfloat16", "benchmarks.train_step", image_size=cli.FLAGS.image_size,
+            batch_size=cli.FLAGS.batch_size)
 
 
 if __name__ == "__main__":
