@@ -40,7 +40,7 @@ def describe(contents, anchors, image_size, threshold):
         by_size = ", ".join(f"{(alone & mask).sum()} of {mask.sum()} {name}" for name, mask in names)
         lines.append(f"  {split}: by size in the network input (COCO's bounds): {by_size}")
         if alone.mean() > 1 - ENOUGH:
-            advice.append(f"note: {split}: the anchors fit {1 - alone.mean():.0%} of the objects by "
+            advice.append(f"note: {split}: the anchors reach {1 - alone.mean():.0%} of the objects by "
                           f"{threshold:g}; a network with a larger input has smaller ones (--model vgg512).")
         tiny = np.mean(sides.min(axis=1) < SMALLEST)
         if tiny > 0.05:

@@ -25,83 +25,80 @@ THRESHOLD = 0.5     # overlap from which on an anchor belongs to a truth that it
 
 
 def encode_targets(boxes_xyxy, labels, anchors, threshold=THRESHOLD):
-    """`encode_batch` of one picture: boxes_xyxy [N, 4], labels [N] -> classes [A], offsets [A, 4]."""
-    boxes_xyxy, labels = tf.convert_to_tensor(boxes_xyxy), tf.convert_to_tensor(labels)
-    targets = encode_batch(boxes_xyxy[None], labels[None], anchors, threshold)
-    return {name: target[0] for name, target in targets.items()}
+    """Targets of one picture: {"classes": int32 [A], 0 is background, "offsets": float32 [A, 4], 0 there}.
 
-
-def encode_batch(boxes_xyxy, labels, anchors, threshold=THRESHOLD):
-    """Targets of B pictures: {"classes": int32 [B, A], 0 is background, "offsets": float32 [B, A, 4], 0 there}.
-
-    boxes_xyxy [B, N, 4] fractions of the picture; labels [B, N] from 0; anchors [A, 4] (cx, cy, w, h). Labels
-    below 0 (crowds, padding) and boxes without area are no truths. As Caffe's MatchBBox: each truth gets an anchor
-    of its own, those that overlap most first, however little that is; then every other anchor gets the truth that
-    it overlaps most, from `threshold` on. The article matches above 0.5 alone, which leaves small objects without.
+    boxes_xyxy [N, 4] fractions of the picture; labels [N] from 0; anchors [A, 4] (cx, cy, w, h). Labels below 0
+    (crowds, padding) and boxes without area are no truths. As Caffe's MatchBBox: each truth gets an anchor of its
+    own, those that overlap most first, however little that is; then every other anchor gets the truth that it
+    overlaps most, from `threshold` on. The article matches above 0.5 alone, which leaves small objects without.
     """
-    labels, num_anchors = tf.cast(labels, tf.int32), tf.shape(anchors)[0]
-    real = tf.where((labels >= 0) & tf.reduce_all(boxes_xyxy[..., 2:] > boxes_xyxy[..., :2], axis=-1))
-    truths, classes = tf.gather_nd(boxes_xyxy, real), 1 + tf.gather_nd(labels, real)     # [K, 4], [K]
-    picture = tf.cast(real[:, 0], tf.int32)                                              # [K]
-    overlap = boxes.iou(truths, boxes.to_xyxy(anchors))                                  # [K, A]
+    boxes_xyxy, anchors = tf.cast(boxes_xyxy, tf.float32), tf.convert_to_tensor(anchors, tf.float32)
+    labels, total = tf.cast(labels, tf.int32), anchors.shape[0]
+    real = (labels >= 0) & tf.reduce_all(boxes_xyxy[:, 2:] > boxes_xyxy[:, :2], axis=-1)
+    boxes_xyxy, labels = tf.boolean_mask(boxes_xyxy, real), tf.boolean_mask(labels, real)
+    overlap = boxes.iou(boxes_xyxy, boxes.to_xyxy(anchors))                              # [N, A]
 
-    # An anchor of a picture is a place in [B * A]; owner is the number of its truth among all K, or -1.
-    total = tf.shape(labels)[0] * num_anchors
-    pairs = tf.cast(tf.where(overlap >= threshold), tf.int32)                            # [P, 2] (truth, anchor)
-    place = tf.gather(picture, pairs[:, 0]) * num_anchors + pairs[:, 1]
-    first = first_of_largest(tf.gather_nd(overlap, pairs), place, total)
-    owner = tf.tensor_scatter_nd_update(
-        tf.fill([total], -1), tf.boolean_mask(place, first)[:, None], tf.boolean_mask(pairs[:, 0], first))
-    place, matched = best_anchors(overlap, picture, total)
-    owner = tf.tensor_scatter_nd_update(owner, tf.boolean_mask(place, matched)[:, None],
+    truth, anchor = tf.unstack(tf.cast(tf.where(overlap >= threshold), tf.int32), axis=1)
+    first = first_of_largest(tf.boolean_mask(overlap, overlap >= threshold), anchor, total)
+    owner = tf.tensor_scatter_nd_update(                                                 # [A] a truth, or -1
+        tf.fill([total], -1), tf.boolean_mask(anchor, first)[:, None], tf.boolean_mask(truth, first))
+    anchor, matched = best_anchors(overlap)
+    owner = tf.tensor_scatter_nd_update(owner, tf.boolean_mask(anchor, matched)[:, None],
                                         tf.cast(tf.where(matched)[:, 0], tf.int32))
 
-    positive = tf.cast(tf.where(owner >= 0), tf.int32)                                   # [M, 1] places
+    positive = tf.where(owner >= 0)                                                      # [P, 1]
     owner = tf.gather_nd(owner, positive)
-    offsets = models.encode(tf.gather(truths, owner), tf.gather(anchors, positive[:, 0] % num_anchors))
-    shape = [tf.shape(labels)[0], num_anchors]
-    return {"classes": tf.reshape(tf.scatter_nd(positive, tf.gather(classes, owner), [total]), shape),
-            "offsets": tf.reshape(tf.scatter_nd(positive, offsets, [total, 4]), shape + [4])}
+    offsets = models.encode(tf.gather(boxes_xyxy, owner), tf.gather_nd(anchors, positive))
+    return {"classes": tf.scatter_nd(positive, 1 + tf.gather(labels, owner), [total]),
+            "offsets": tf.scatter_nd(positive, offsets, [total, 4])}
 
 
-def best_anchors(overlap, picture, total):
-    """(place [K] in [B * A], matched [K] bool): an anchor of its own for each truth, greedily by overlap.
+def best_anchors(overlap):
+    """(anchor [N], matched [N] bool): an anchor of its own for each truth, greedily by overlap [N, A].
 
-    overlap [K, A]; picture [K] of each truth, ascending; total B * A. To take the largest overlap of all, again
-    and again, comes to the same as this: every truth asks for its best anchor, an anchor keeps the best that asks,
-    and who is turned down asks for his next best, until all are kept (Gale and Shapley), since both sides rank by
-    the same numbers; that moves all truths at once. Equal overlaps: the first anchor, then the first truth. An
-    overlap of 0 is no match.
+    To take the largest overlap of all, again and again, comes to the same as this: every truth asks for its best
+    anchor, an anchor keeps the best that asks, and who is turned down asks for his next best, until all are kept
+    (Gale and Shapley), since both sides rank by the same numbers; that moves all truths at once. Equal overlaps:
+    the first anchor, then the first truth. An overlap of 0 is no match.
     """
-    num_anchors = tf.shape(overlap)[1]
-    rivals = tf.reduce_max(tf.math.bincount(picture, minlength=1))                       # truths of one picture
-    values, wanted = tf.math.top_k(overlap, tf.minimum(rivals, num_anchors))             # [K, rivals]
-    values, wanted = (tf.pad(each, [[0, 0], [0, 1]]) for each in (values, wanted))       # who has asked all
+    total = overlap.shape[1]
+    values, wanted = tf.math.top_k(overlap, tf.minimum(tf.shape(overlap)[0], total))     # [N, min(N, A)]
+    values, wanted = (tf.pad(each, [[0, 0], [0, 1]]) for each in (values, wanted))       # who has asked them all
 
     def ask(turned_down):
-        value = tf.gather(values, turned_down, batch_dims=1)
-        place = picture * num_anchors + tf.gather(wanted, turned_down, batch_dims=1)
+        value, anchor = (tf.gather(each, turned_down, batch_dims=1) for each in (values, wanted))
         asks = value > 0
-        return place, asks, first_of_largest(value, tf.where(asks, place, -1), total)
+        return anchor, asks, first_of_largest(value, tf.where(asks, anchor, -1), total)
 
     def next_round(turned_down, _):
         _, asks, kept = ask(turned_down)
         lost = asks & ~kept
         return turned_down + tf.cast(lost, tf.int32), tf.reduce_any(lost)
 
-    turned_down, _ = tf.while_loop(lambda _, unsettled: unsettled, next_round, [tf.zeros_like(picture), True])
-    place, asks, _ = ask(turned_down)
-    return place, asks
+    nobody = tf.zeros_like(overlap[:, 0], tf.int32)
+    turned_down, _ = tf.while_loop(lambda _, unsettled: unsettled, next_round, [nobody, True])
+    anchor, asks, _ = ask(turned_down)
+    return anchor, asks
 
 
 def first_of_largest(values, group, num_groups):
-    """[K] bool: the first among those with the largest value of their group; a group below 0 has none."""
+    """[P] bool: the first among those with the largest value of their group; a group below 0 has none."""
     position = tf.range(tf.size(values))
     largest = tf.math.unsorted_segment_max(values, group, num_groups)
-    grouped = group >= 0
-    ties = grouped & (values == tf.gather(largest, tf.maximum(group, 0)))
+    ties = (group >= 0) & (values == tf.gather(largest, tf.maximum(group, 0)))
     first = tf.math.unsorted_segment_min(position, tf.where(ties, group, -1), num_groups)
-    return ties & (position == tf.gather(first, tf.maximum(group, 0)))
+    return tf.ensure_shape(ties & (position == tf.gather(first, tf.maximum(group, 0))), [None])
+
+
+def encode_batch(boxes_xyxy, labels, anchors, threshold=THRESHOLD):
+    """`encode_targets` of B pictures, [B, N, 4] and [B, N]: {"classes": [B, A], "offsets": [B, A, 4]}.
+
+    Picture by picture, so that its targets are the same in any batch and its overlaps fit into the cache.
+    """
+    total = len(anchors)
+    signature = {"classes": tf.TensorSpec([total], tf.int32), "offsets": tf.TensorSpec([total, 4], tf.float32)}
+    return tf.map_fn(lambda truths: encode_targets(*truths, anchors, threshold), (boxes_xyxy, labels),
+                     fn_output_signature=signature)
 
 
 def training_dataset(folder, *, anchors, image_size, num_classes, batch_size, seed, augmented=True, start_step=0,
@@ -186,7 +183,7 @@ def decode_targets(targets, anchors):
 
 
 def draw_targets(image, decoded, labels, scale):
-    """The picture, `scale` times as large, with what `decode_targets` found; each box with the number of anchors."""
+    """The picture, `scale` times as large, with what `decode_targets` found, and how many anchors each box has."""
     side = image.shape[0] * scale
     image = cv2.resize(image, (side, side), interpolation=cv2.INTER_NEAREST)
     for _, label, its_anchors in decoded:
