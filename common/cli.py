@@ -51,13 +51,13 @@ def run(main, define_flags):
     app.run(guarded)
 
 
-def define_training_flags(article, *, batch_size, epochs, learning_rate):
+def define_training_flags(article, *, batch_size, epochs, learning_rate, unit="Images"):
     """The flags that every train.py has, with the article's own defaults."""
     flags.DEFINE_string("tfrecords", None, "Record set: a name under tfrecords/ or a path to a folder of records.")
     flags.DEFINE_alias("dataset", "tfrecords")
     flags.DEFINE_bool("demo", False, "Train a small configuration on made-up data for about three minutes.")
     flags.DEFINE_string("run", None, f"Run folder; default runs/{article}/<name of the record set>.")
-    flags.DEFINE_integer("batch_size", batch_size, "Images per step over all replicas.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", batch_size, f"{unit} per step over all replicas.", lower_bound=1)
     flags.DEFINE_integer("epochs", epochs, "Passes over the training records.", lower_bound=1)
     flags.DEFINE_float("learning_rate", learning_rate, "Learning rate after the warm-up.", lower_bound=0.0)
     flags.DEFINE_enum("precision", "float32", PRECISIONS, "Arithmetic of the network; variables stay float32.")

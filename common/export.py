@@ -221,6 +221,7 @@ class Signature(NamedTuple):
     spec: tf.TensorSpec  # of the one input, with its name
     before: Callable  # input -> tuple: the network's input, and what `after` needs besides
     after: Callable  # (list of the network's outputs, *the rest of that tuple) -> {output name: tensor}
+    tables: bool = False  # `before` makes lookup tables: it runs in the bundle's own graph, not traced beforehand
 
 
 def save(folder, network, signatures, *, requests=(), extra=None):
@@ -244,8 +245,10 @@ def save(folder, network, signatures, *, requests=(), extra=None):
             outputs = _import(network, network_input, constants, f"{name}_network")
             found = {key: tf.identity(value, f"{name}_{key}") for key, value in after(outputs, *rest).items()}
             definitions[name] = tf1.saved_model.predict_signature_def({spec.name: placeholder}, found)
+        has_tables = tf1.get_collection(tf1.GraphKeys.TABLE_INITIALIZERS)
         builder = tf1.saved_model.Builder(str(folder))
         builder.add_meta_graph_and_variables(session, [tf1.saved_model.tag_constants.SERVING], definitions,
+                                             main_op=tf1.tables_initializer() if has_tables else None,
                                              strip_default_attrs=True)
         builder.save()
     (folder / EXTRA).mkdir()
@@ -255,13 +258,13 @@ def save(folder, network, signatures, *, requests=(), extra=None):
 
 
 def _trace(network, signature):
-    """ConcreteFunctions of `before` and `after`."""
+    """ConcreteFunctions of `before` and `after`; `before` as it is where it makes tables."""
     before = tf.function(signature.before, input_signature=[signature.spec], autograph=False)
     before = before.get_concrete_function()
     outputs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in network.outputs]
     rest = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in before.outputs[1:]]
     after = tf.function(signature.after, autograph=False).get_concrete_function(outputs, *rest)
-    return before, after
+    return signature.before if signature.tables else before, after
 
 
 def _import(network, network_input, constants, name):
@@ -326,11 +329,11 @@ def _quiet():
         logger.setLevel(level)
 
 
-def check_bundle(folder, then=None):
-    """Loads a bundle as a server does, runs its warm-up requests and sends broken pictures; raises UserError.
+def check_bundle(folder, then=None, broken=b"not a picture"):
+    """Loads a bundle as a server does, runs its warm-up requests and sends broken strings; raises UserError.
 
     Outputs must have the types and shapes that their signature states, the batch of the request, and be
-    finite; a string that is no picture must give INVALID_ARGUMENT, and the next request must still be
+    finite; the string `broken` must give INVALID_ARGUMENT, and the next request must still be
     answered. Returns {signature: {output name: array}} of the warm-up requests.
     then: a further check, called with the open `Session`; a second one would take as much memory again.
     """
@@ -345,8 +348,8 @@ def check_bundle(folder, then=None):
         for signature, inputs in requests:
             for name, value in inputs.items():
                 if value.dtype == object:
-                    broken = np.array([b"not a picture"], object)
-                    _check_refused(folder, session, signature, {**inputs, name: broken})
+                    refused = np.array([broken], object)
+                    _check_refused(folder, session, signature, {**inputs, name: refused})
             results[signature] = session.run(signature, inputs)
             batch = len(next(iter(inputs.values())))
             _check_outputs(folder, signature, session.signatures[signature], results[signature], batch)
@@ -364,7 +367,7 @@ def _check_refused(folder, session, signature, inputs):
     except tf.errors.InvalidArgumentError:
         return
     raise UserError(
-        f"{folder}: {signature} must refuse what is no picture with INVALID_ARGUMENT, and answers it. "
+        f"{folder}: {signature} must refuse broken strings with INVALID_ARGUMENT, and answers it. "
         "Export again."
     )
 

@@ -177,12 +177,13 @@ class Log:
 
     total_steps: the bar's length. start: the restored step; rows of metrics.csv after it are dropped. advice:
     what the article says to do, by name of the loss part that went first; the key "any" for all others.
-    every: steps between two points of a TensorBoard curve. Use as a context manager. In a cluster, only the
-    chief shows and writes anything.
+    every: steps between two points of a TensorBoard curve. unit: what a step takes, for the bar. Use as a
+    context manager. In a cluster, only the chief shows and writes anything.
     """
 
-    def __init__(self, run, total_steps, start=0, advice=None, every=20):
+    def __init__(self, run, total_steps, start=0, advice=None, every=20, unit="images"):
         self.run = run
+        self.unit = unit
         self.advice = advice or {}
         self.every = every
         self._step = int(start)
@@ -213,7 +214,7 @@ class Log:
         """Takes the loss parts of a step that has been dispatched, and looks at those of the step before.
 
         step: Python int; count it in Python, since reading a variable waits for the device.
-        parts: {name: scalar tensor}. images: how many the step took.
+        parts: {name: scalar tensor}. images: how many the step took (of `unit`).
         Raises `NonFiniteLoss` one step late, so that the accelerator never waits for the host.
         """
         now = time.monotonic()
@@ -306,10 +307,10 @@ class Log:
             for name, value in values.items():
                 self.scalar(f"train/{name}", value)
             if self._seconds_per_image:
-                self.scalar("train/images_per_second", 1 / self._seconds_per_image)
+                self.scalar(f"train/{self.unit}_per_second", 1 / self._seconds_per_image)
         shown = [f"{name} {value:.3g}" for name, value in values.items()]
         if self._seconds_per_image:
-            shown.append(f"{1 / self._seconds_per_image:.3g} images/s")
+            shown.append(f"{1 / self._seconds_per_image:.3g} {self.unit}/s")
         self._bar.set_postfix_str(" ".join(shown), refresh=False)
         self._bar.update(step - self._bar.n)
 

@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 from ssd import model as ssd
+from textclf import model as textclf
 from yolov3 import model as yolov3
 
 
@@ -49,6 +50,9 @@ MODELS = {
     "ssd_tiny": Case(
         ssd.tiny, {(6,): (1_277_992, 1_277_992), (6, "article", 1.0, True): (1_279_512, 1_282_552)},
         functools.partial(ssd.tiny, 2, width=1 / 4, batch_norm=True), (160, 160, 3)),
+    # Counts: the article prints them. A "picture" is a row of tf-idf.
+    "textclf": Case(textclf.textclf, {(8,): (5_124_616, 5_124_616)},
+                    functools.partial(textclf.textclf, 3, vocabulary=500, width=256), (500,)),
 }
 
 

@@ -106,7 +106,7 @@ def test_check_finds_what_is_wrong(tmp_path):
         export.check_bundle(bundle("nan", lambda x: {"y": x / 0}, floats))
     with pytest.raises(UserError, match="must answer 2 images with as many y"):
         export.check_bundle(bundle("batch", lambda x: {"y": x[:1]}, floats))
-    with pytest.raises(UserError, match="must refuse what is no picture"):
+    with pytest.raises(UserError, match="must refuse broken strings"):
         export.check_bundle(bundle("string", lambda x: {"y": tf.strings.length(x)},
                                    tf.TensorSpec([None], tf.string, "x")))
     (tmp_path / "good" / "saved_model.pb").write_bytes(b"\xff damaged")
