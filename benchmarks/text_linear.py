@@ -1,7 +1,9 @@
-"""Linear classifiers of scikit-learn on a record set of textclf: `python -m benchmarks.text_linear --tfrecords r8`.
+"""Linear classifiers of scikit-learn on a record set of textclf: `python -m benchmarks.text_linear --tfrecords
+r8`.
 
-TfidfVectorizer with its defaults, fitted on the training texts, then logistic regression and a linear support vector
-machine; accuracy on the test texts, and the seconds that fitting took. What the article's network is to be held against.
+TfidfVectorizer with its defaults, fitted on the training texts, then logistic regression and a linear support
+vector machine; accuracy on the test texts, and the seconds that fitting took. What the article's network is to be
+held against.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Made-up news for `--demo`: titles and a few sentences in eight categories whose words overlap.
 
-A story is about one category and, as the article says of real ones, may be "part actuality, part health": each of its
-words is drawn from its own category, from one that it is mixed with, or from words that all share. So a story can
-have more words of the other category than of its own, and no classifier can be right about all of them.
+A story is about one category and, as the article says of real ones, may be "part actuality, part health": each of
+its words is drawn from its own category, from one that it is mixed with, or from words that all share. So a story
+can have more words of the other category than of its own, and no classifier can be right about all of them.
 Everything in a story follows from (seed, index).
 """
 
@@ -25,7 +25,8 @@ _WORDS = {
     "politics": ("minister senator parliament mayor opposition president council ministry voters committee",
                  "voted debated rejected campaigned negotiated warned",
                  "election reform budget law treaty tax coalition referendum speech border contract scandal"),
-    "science": ("researchers astronomers physicists laboratory biologist university geologists team professor chemist",
+    "science": ("researchers astronomers physicists laboratory biologist university geologists team professor "
+                "chemist",
                 "discovered measured observed simulated published tested",
                 "telescope particle fossil genome study experiment planet molecule data species satellite trial"),
     "sports": ("coach team striker goalkeeper champion referee athletes club sprinter captain",
@@ -34,7 +35,8 @@ _WORDS = {
     "technology": ("engineers developers startup hackers programmer company users designer laboratory robot",
                    "launched encrypted upgraded programmed designed hacked",
                    "software chip network data phone battery app satellite server update camera market"),
-    "weather": ("forecasters residents farmers meteorologists sailors firefighters commuters council pilots observers",
+    "weather": ("forecasters residents farmers meteorologists sailors firefighters commuters council pilots "
+                "observers",
                 "evacuated predicted flooded measured sheltered warned",
                 "storm rain heatwave snow wind flood harvest temperature drought record fog coast"),
 }
@@ -42,7 +44,8 @@ LABELS = sorted(_WORDS)
 _SHARED = ("officials people experts witnesses reporters neighbours",
            "said announced expected reported confirmed discussed",
            "plan report week country region project meeting decision question change result group")
-_TITLES = ("{who} and the {what}", "{what}: what {who} {did}", "why {who} {did} the {what}", "new {what} for {who}")
+_TITLES = ("{who} and the {what}", "{what}: what {who} {did}", "why {who} {did} the "
+                                                               "{what}", "new {what} for {who}")
 _SENTENCES = (
     "the {who} {did} the {what} on {day}.", "after the {what}, {who} {did} and spoke of the {what}.",
     "{who} from {place} {did} what they called the {what}.", "in {place} the {what} and the {what} {did} {who}.",

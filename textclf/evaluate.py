@@ -98,8 +98,8 @@ def define_flags():
     cli.define_run_flag()
     cli.flags.DEFINE_string("tfrecords", None, "Record set; default: the one the run was trained on.")
     cli.flags.DEFINE_alias("dataset", "tfrecords")
-    cli.flags.DEFINE_string("split", None, "Split to evaluate; default val, test where there is none, or train of a run "
-                            "with --limit.")
+    cli.flags.DEFINE_string("split", None, "Split to evaluate; default val, test where there is none, or train of "
+                            "a run with --limit.")
     cli.flags.DEFINE_integer("limit", 0, "Evaluate the first N examples; 0 takes all.", lower_bound=0)
     cli.flags.DEFINE_enum("which", "best", ["best", "last"], "Weights of the best or of the last epoch.")
     cli.flags.DEFINE_integer("batch_size", 256, "Texts per step over all replicas.", lower_bound=1)
@@ -121,7 +121,8 @@ def main(args):
     limit = flags.limit or (config["limit"] if limited and split == "train" else 0)
     labels = records.read_manifest(folder)["labels"]
     if labels != config["labels"]:
-        raise UserError(f"The categories of {folder} must be those that the run was trained on, {config['labels']}; "
+        raise UserError(f"The categories of {folder} must be those that the run was trained on, "
+                        f"{config['labels']}; "
                         f"they are {labels}.")
     dataset = batches(folder, split, vectorize, strategy, batch_size=flags.batch_size, limit=limit)
     found = collect(make_classify(model, strategy), dataset, strategy)

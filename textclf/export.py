@@ -22,7 +22,8 @@ from textclf import predict, tfidf
 from textclf.model import probabilities
 
 TOLERANCE = 1e-5  # of probabilities, from those of the Keras model: rounding in another order
-# For warm-up and the check: words of many categories, capitals and punctuation, a text without a known word, no text.
+# For warm-up and the check: words of many categories, capitals and punctuation, a text without a known word, no
+# text.
 EXAMPLES = ("The bank's profit rose, shareholders said; oil and grain prices fell.", "Élan! ??? xyzzy", "",
             "minister rejects budget - doctors warn of new trial. " * 20)
 BROKEN = b"caf\xe9"  # Latin-1
@@ -65,8 +66,8 @@ def check_equal(session, model, vocabulary, config):
     for row, labels, values in zip(expected, served["labels"], served["probabilities"]):
         difference = np.abs(row[[ids[label] for label in labels]] - values).max()
         if len(set(labels)) != len(ids) or not difference <= TOLERANCE:
-            raise UserError(f"Exported probabilities must be those of the Keras model to {TOLERANCE}, and differ by "
-                            f"{difference:.2g}. Check the run with textclf.evaluate, then export again.")
+            raise UserError(f"Exported probabilities must be those of the Keras model to {TOLERANCE}, and differ "
+                            f"by {difference:.2g}. Check the run with textclf.evaluate, then export again.")
 
 
 def export_bundle(model, vocabulary, config, out):

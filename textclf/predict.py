@@ -35,7 +35,7 @@ def load_run(folder, which="best"):
 
 
 def make_classify(model, vectorize):
-    """The function from a list of str to (probabilities [B, C], whether a text has a word of the vocabulary [B])."""
+    """The function from a list of str to (probabilities [B, C], whether a text has a known word [B])."""
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def classify(texts):
         rows = vectorize(texts)
@@ -47,8 +47,8 @@ def make_classify(model, vectorize):
 def read_texts(arguments, *, lines=False, encoding="utf-8", on_unreadable=lambda name, reason: None, stdin=None):
     """Yields (name, text) of words of the command line: texts, files, - for the standard input.
 
-    lines: each line of files and of the standard input is a text of its own, read as it comes. What cannot be read goes
-    to on_unreadable(name, reason), and the next is read.
+    lines: each line of files and of the standard input is a text of its own, read as it comes. What cannot be read
+    goes to on_unreadable(name, reason), and the next is read.
     """
     for argument in arguments:
         is_file = argument == "-" or _exists(argument)
@@ -123,8 +123,9 @@ def predict(texts, classify, labels, *, top=3, batch_size=1):
 
 def describe(found):
     """One prediction as a line of text."""
-    chances = ", ".join(f"{category['label']} {100 * category['probability']:.1f} %" for category in found["categories"])
-    shown = textwrap.shorten(found["text"].replace("\x00", " "), 60, placeholder=" ...") or found["text"][:56] + " ..."
+    chances = ", ".join(f"{one['label']} {100 * one['probability']:.1f} %" for one in found["categories"])
+    text = found["text"].replace("\x00", " ")
+    shown = textwrap.shorten(text, 60, placeholder=" ...")
     note = "" if found["known"] else "  (no word of it is known)"
     return f"{chances}{note}  |  {found['name'] + ': ' if found['name'] else ''}{shown}"
 

@@ -125,8 +125,8 @@ class Splitter:
 class Corpus:
     """A source that has been read once: its categories, what is bad in it, and its rows by split.
 
-    files: {split: path}, or {"all": path} for one that is to be split. read: function from a path to `Row` and `Bad`
-    objects. shares: {"val": share, "test": share} of a file that is to be split; only "val", which is taken
+    files: {split: path}, or {"all": path} for one that is to be split. read: function from a path to `Row` and
+    `Bad` objects. shares: {"val": share, "test": share} of a file that is to be split; only "val", which is taken
     from the training file, where the source has a test file of its own.
     """
 
@@ -145,13 +145,14 @@ class Corpus:
                     continue
                 self._counts[split][row.label] += 1
                 if len(self._counts[split]) > MAX_LABELS:
-                    raise UserError(f"{path} must have its categories in the column that is read for them, and there "
-                                    f"are more than {MAX_LABELS} in it, such as {row.label[:40]!r}. Give --label_column.")
+                    raise UserError(f"{path} must have its categories in the column that is read for them, and "
+                                    f"there are more than {MAX_LABELS} in it, such as {row.label[:40]!r}. Give "
+                                    "--label_column.")
         self.num_rows = self.num_bad + sum(sum(counts.values()) for counts in self._counts.values())
         self.labels = sorted(self._counts[trained])
         if len(self.labels) < 2:
-            raise UserError(f"{files[trained]} must have rows of two categories at least, and has {self.labels} in "
-                            f"{self.num_rows} rows, {self.num_bad} of them bad. Give --label_column.")
+            raise UserError(f"{files[trained]} must have rows of two categories at least, and has {self.labels} "
+                            f"in {self.num_rows} rows, {self.num_bad} of them bad. Give --label_column.")
 
     def splits(self):
         """The splits that hold rows, {split: expected number}."""
@@ -189,11 +190,13 @@ def build(name, source=None, folder=None, *, file_format=None, columns=sources.C
     """Writes the records of a source, says what was left out, and returns their folder. Raises UserError.
 
     source: None makes the demo. val_fraction, test_fraction: of each category; test_fraction only where the
-    source has no test file of its own. skip_bad: leave bad rows out, listed in the manifest; else they are an error.
+    source has no test file of its own. skip_bad: leave bad rows out, listed in the manifest; else they are an
+    error.
     """
     folder = pathlib.Path(folder or pathlib.Path("tfrecords") / name)
     if source is None and name != "demo":
-        raise UserError("Give --source FILE.csv, or a folder with a train and a test file; only the demo is made up.")
+        raise UserError("Give --source FILE.csv, or a folder with a train and a test file; only the demo is made "
+                        "up.")
     if source is None:
         corpus = _Demo(seed)
     else:
@@ -229,8 +232,8 @@ def _write(writer, corpus, split, expected, shards):
     # `counts` is complete when write_split puts it into the manifest.
     written = writer.write_split(split, serialized(), num_shards=shards, total=expected, categories=counts)
     if written != expected:
-        raise UserError(f"The source must stay as it is while it is read, and changed: {split} had {expected} rows, "
-                        f"then {written}. Build again.")
+        raise UserError(f"The source must stay as it is while it is read, and changed: {split} had {expected} "
+                        f"rows, then {written}. Build again.")
 
 
 class _Demo:
@@ -306,19 +309,20 @@ def check(folder):
             found.update(parse(batch["record"])["label"].numpy().tolist())
         expected = {number: entry["categories"][label] for number, label in enumerate(manifest["labels"])}
         if {number: count for number, count in expected.items() if count} != found:
-            raise UserError(f"{folder} must hold what its manifest counts for {split}, and does not. Build it again: "
-                            f"{command(folder)}")
+            raise UserError(f"{folder} must hold what its manifest counts for {split}, and does not. Build it "
+                            f"again: {command(folder)}")
 
 
 def define_flags():
     flags = cli.flags
     flags.DEFINE_string("dataset", None, "Name of the record set: r8, demo, or a name for your own.")
-    flags.DEFINE_string("source", None, "File of rows, or folder with a train and a test file (and a val file); .csv, "
-                        "or category<TAB>text in .txt or .tsv; perhaps .gz. The demo has none.")
+    flags.DEFINE_string("source", None, "File of rows, or folder with a train and a test file (and a val file); "
+                        ".csv, or category<TAB>text in .txt or .tsv; perhaps .gz. The demo has none.")
     flags.DEFINE_string("out", None, "Folder of the records; default tfrecords/<dataset>.")
-    flags.DEFINE_enum("format", None, list(sources.FORMATS), "csv, or tab (category<TAB>text); default: by the name.")
-    flags.DEFINE_list("text_columns", ["0"], "CSV columns of the text, numbers from 0 or names of the header, such as "
-                      "title,text; several are joined by a space.")
+    flags.DEFINE_enum("format", None, list(sources.FORMATS), "csv, or tab (category<TAB>text); default: by the "
+                                                             "name.")
+    flags.DEFINE_list("text_columns", ["0"], "CSV columns of the text, numbers from 0 or names of the header, "
+                      "such as title,text; several are joined by a space.")
     flags.DEFINE_string("label_column", "1", "CSV column of the category.")
     flags.DEFINE_bool("header", False, "The first row of the CSV names the columns.")
     flags.DEFINE_string("delimiter", ",", "Between the fields of the CSV.")
@@ -326,10 +330,12 @@ def define_flags():
     flags.DEFINE_string("encoding", "utf-8", "Of the source.")
     flags.DEFINE_float("val_fraction", 0.1, "Of each category of the training rows; 0 for no validation split.",
                        lower_bound=0.0, upper_bound=0.9)
-    flags.DEFINE_float("test_fraction", 0.1, "Of each category, where the source has no test file.", lower_bound=0.0,
+    flags.DEFINE_float("test_fraction", 0.1, "Of each category, where the source has no test "
+                                             "file.", lower_bound=0.0,
                        upper_bound=0.9)
     flags.DEFINE_bool("skip_bad", False, "Leave out, and list, rows that cannot be used.")
-    flags.DEFINE_integer("shards", None, f"Files per split; default one for {TEXTS_PER_SHARD:,} texts.", lower_bound=1)
+    flags.DEFINE_integer("shards", None, f"Files per split; default one for {TEXTS_PER_SHARD:,} "
+                                         "texts.", lower_bound=1)
     flags.DEFINE_bool("check", False, "Examine records that are already built.")
     flags.DEFINE_integer("seed", 0, "Seed of the split and of made-up news.")
 
@@ -338,7 +344,8 @@ def main(args):
     cli.no_arguments(args)
     flags = cli.FLAGS
     if not flags.dataset:
-        raise UserError("Give --dataset NAME: r8, demo, or a name for a file of your own, which --source then names.")
+        raise UserError("Give --dataset NAME: r8, demo, or a name for a file of your own, which --source then "
+                        "names.")
     for name in ("delimiter", "escape"):
         if len(flags[name].value) > 1 or (name == "delimiter" and not flags.delimiter):
             raise UserError(f"--{name} must be one character; {flags[name].value!r} came.")
@@ -346,9 +353,9 @@ def main(args):
     if not (flags.check and not flags.source and (folder / records.MANIFEST).is_file()):
         columns = sources.Columns(tuple(flags.text_columns), flags.label_column, flags.header, flags.delimiter,
                                   flags.escape)
-        build(flags.dataset, flags.source, folder, file_format=flags.format, columns=columns, encoding=flags.encoding,
-              val_fraction=flags.val_fraction, test_fraction=flags.test_fraction, skip_bad=flags.skip_bad,
-              shards=flags.shards, seed=flags.seed)
+        build(flags.dataset, flags.source, folder, file_format=flags.format, columns=columns,
+              encoding=flags.encoding, val_fraction=flags.val_fraction, test_fraction=flags.test_fraction,
+              skip_bad=flags.skip_bad, shards=flags.shards, seed=flags.seed)
     check(folder)
     print(describe(folder))
     print(folder)

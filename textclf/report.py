@@ -1,4 +1,4 @@
-"""What an evaluation shows: tables, the disagreements as CSV and text, the confusion matrix and calibration as PNG."""
+"""What an evaluation shows: tables, the disagreements as CSV and text, confusion and calibration as PNG."""
 
 import csv
 import io
@@ -34,7 +34,8 @@ def table(summary):
     width = max(8, *map(len, summary["categories"]))
     lines = [f"{'category':{width}}    texts  precision  recall     F1"]
     for label, row in summary["categories"].items():
-        lines.append(f"{label:{width}}  {row['texts']:7d}  {row['precision']:9.3f}  {row['recall']:6.3f}  {row['f1']:5.3f}")
+        lines.append(f"{label:{width}}  {row['texts']:7d}  {row['precision']:9.3f}  {row['recall']:6.3f}  "
+                     f"{row['f1']:5.3f}")
     lines.append(f"accuracy {100 * summary['accuracy']:.2f} % of {summary['texts']} texts, macro F1 "
                  f"{summary['macro_f1']:.3f}, cross-entropy {summary['crossentropy']:.3f}")
     lines.append(f"mean confidence {100 * summary['mean_confidence']:.2f} %, calibration error (ECE, 15 bins) "
@@ -119,7 +120,8 @@ def draw_reliability(path, found):
     upper.plot(found.confidence, found.accuracy, ".", color=_INK, label="mean confidence of the bin")
     upper.plot([0, 1], [0, 1], "--", color=_RED, linewidth=1.2, label="as often right as it says")
     ece = classification.expected_calibration_error(found)
-    upper.set(ylabel="share that is right", ylim=(0, 1.02), xlim=(0, 1), title=f"expected calibration error {ece:.3f}")
+    upper.set(ylabel="share that is right", ylim=(0, 1.02), xlim=(0, 1), title=f"expected calibration error "
+                                                                               f"{ece:.3f}")
     upper.legend(loc="upper left", fontsize="small")
     upper.grid(alpha=0.25)
     lower.bar(centers, found.count, width, color=_BLUE, alpha=0.75)

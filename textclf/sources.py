@@ -37,7 +37,7 @@ class Bad(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Which fields of a CSV file are read, and how; `text` and `label` are names (with a header) or numbers from 0."""
+    """Which fields of a CSV file are read; `text` and `label` are names (with a header) or numbers from 0."""
 
     text: tuple = ("0",)  # joined by a space
     label: str = "1"
@@ -47,14 +47,15 @@ class Columns(NamedTuple):
 
 
 def find(source, file_format=None):
-    """{split: path} of a source, and its format: a file is {"all": file}; a folder with its own split must hold one
-    file whose name has "train" in it and one with "test", and may hold one with "val".
+    """{split: path} of a source, and its format: a file is {"all": file}; a folder with its own split must hold
+    one file whose name has "train" in it and one with "test", and may hold one with "val".
 
     file_format: csv or tab; None goes by the name: .csv, or .txt and .tsv (tab), perhaps with .gz behind.
     """
     source = pathlib.Path(source)
     if not source.exists():
-        raise UserError(f"--source must be a file, or a folder with a train and a test file; {source} is not there.")
+        raise UserError(f"--source must be a file, or a folder with a train and a test file; {source} is not "
+                        "there.")
     if source.is_file():
         found = {"all": source}
     else:
@@ -63,11 +64,12 @@ def find(source, file_format=None):
             split = re.search("train|test|val", path.name.lower())
             if split and _format(path):
                 if split[0] in found:
-                    raise UserError(f"{source} must hold one {split[0]} file, and holds {found[split[0]].name} and "
-                                    f"{path.name}. Give --source a folder with one of them.")
+                    raise UserError(f"{source} must hold one {split[0]} file, and holds {found[split[0]].name} "
+                                    f"and {path.name}. Give --source a folder with one of them.")
                 found[split[0]] = path
         if not {"train", "test"} <= set(found):
-            raise UserError(f"{source} must hold a .csv, .txt or .tsv file with train in its name and one with test; "
+            raise UserError(f"{source} must hold a .csv, .txt or .tsv file with train in its name and one with "
+                            "test; "
                             f"found: {', '.join(path.name for path in found.values()) or 'none'}. For one file "
                             "that is to be split, give --source the file.")
     formats = {file_format or _format(path) for path in found.values()}
@@ -99,7 +101,8 @@ def read(path, file_format, columns=Columns(), encoding="utf-8"):
     except UnicodeError as error:
         raise UserError(f"{path} must be in {encoding}, and is not ({error}). Give --encoding.") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read to its end ({files.reason(error)}). Put back a whole copy.") from None
+        raise UserError(f"{path} cannot be read to its end ({files.reason(error)}). Put back a whole "
+                        "copy.") from None
 
 
 def _format(path):

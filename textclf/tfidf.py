@@ -12,10 +12,11 @@ c times (c > 0), in a training set of N texts of which n hold w:
     normalized  the same, divided by the row's length   (default)
 
 The length of a raw row grows with the text, and so do the logits; divided by it, long and short texts weigh the
-same. On R8 that is worth two to three points of accuracy (README.md).
+same. On R8 that is worth three quarters of a point of accuracy (README.md).
 
 TextVectorization(output_mode="tf_idf") has c in place of 1 + log c. scikit-learn's TfidfVectorizer has
-log((1 + N) / (1 + n)) + 1 in place of log(1 + N / (1 + n)), and c unless sublinear_tf=True; it normalizes by default.
+log((1 + N) / (1 + n)) + 1 in place of log(1 + N / (1 + n)), and c unless sublinear_tf=True; it normalizes by
+default.
 
 B texts, V columns.
 """
@@ -136,7 +137,8 @@ def load(folder):
         found = Vocabulary(**json.loads(path.read_text(encoding="utf-8")))
         sound = len(found.words) == len(found.document_counts) > 0 and len(set(found.words)) == len(found.words)
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} must be the vocabulary that train.py wrote ({files.reason(error)}). {advice}") from None
+        raise UserError(f"{path} must be the vocabulary that train.py wrote ({files.reason(error)}). "
+                        f"{advice}") from None
     if not sound:
         raise UserError(f"{path} must hold different words with a count for each, and does not. {advice}")
     return found

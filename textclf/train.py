@@ -21,9 +21,9 @@ from textclf.model import textclf
 
 # Every value of config.json and its default; the command line has a flag for each.
 DEFAULTS = {
-    "vocabulary": 10_000, "width": 512, "tfidf": "normalized", "label_smoothing": 0.0, "batch_size": 64, "epochs": 10,
-    "learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 0, "weight_decay": 0.0, "precision": "float32",
-    "seed": 0, "limit": 0, "eval_every": 1, "checkpoint_every": 1000,
+    "vocabulary": 10_000, "width": 512, "tfidf": "normalized", "label_smoothing": 0.0, "batch_size": 64,
+    "epochs": 10, "learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 0, "weight_decay": 0.0,
+    "precision": "float32", "seed": 0, "limit": 0, "eval_every": 1, "checkpoint_every": 1000,
 }
 
 # Learns in well under three minutes on two CPU cores.
@@ -33,8 +33,8 @@ DEMO = {"vocabulary": 1000, "width": 128, "epochs": 6}
 IDENTITY = ("vocabulary", "width", "tfidf", "labels", "label_smoothing", "batch_size", "seed", "limit")
 
 # What to do when the loss stops being a number.
-ADVICE = {"any": "The gradient has exploded: lower --learning_rate, or lengthen --warmup_steps. --limit 20 shows the "
-                 "step on a few texts."}
+ADVICE = {"any": "The gradient has exploded: lower --learning_rate, or lengthen --warmup_steps. --limit 20 shows "
+                 "the step on a few texts."}
 
 
 def make_train_step(model, optimizer, strategy, *, global_batch_size, label_smoothing=0.0):
@@ -64,7 +64,8 @@ def make_train_step(model, optimizer, strategy, *, global_batch_size, label_smoo
 
 
 def train(run_folder, config, strategy):
-    """Trains, or goes on with, the run in `run_folder`; returns the metrics of the last validation, {} if none ran.
+    """Trains, or goes on with, the run in `run_folder`; returns the metrics of the last validation, {} if none
+    ran.
 
     config: the flat dict that config.json keeps, see `make_config`. Raises UserError for what the user can mend.
     """
@@ -121,14 +122,15 @@ def train(run_folder, config, strategy):
 
 
 def learn_vocabulary(run, folder, config):
-    """The run's vocabulary: learnt from the training texts, and no others, when the run begins; kept from then on."""
+    """The run's vocabulary: learnt from the training texts alone when the run begins; kept from then on."""
     if (run.folder / tfidf.FILE).exists() or list(run.folder.glob("checkpoints/ckpt-*.index")):
         return tfidf.load(run.folder)
     texts = preprocess.text_batches(folder, "train", limit=config["limit"])
     vocabulary = tfidf.learn(texts, config["vocabulary"])
     if run.writes:
         tfidf.save(run.folder, vocabulary)
-        print(f"vocabulary: {len(vocabulary.words)} words of {vocabulary.documents} training texts", file=sys.stderr)
+        print(f"vocabulary: {len(vocabulary.words)} words of {vocabulary.documents} training "
+              "texts", file=sys.stderr)
     return vocabulary
 
 
@@ -157,7 +159,7 @@ def validate(classify, folder, vectorize, config, strategy):
 
 
 def make_optimizer(config, total_steps):
-    """Adam as in the article (Keras's default rate is 1e-3), with decoupled weight decay on the kernels if wanted."""
+    """Adam as in the article (Keras's default rate is 1e-3), with decoupled weight decay of the kernels."""
     rate = training.schedule(config["schedule"], config["learning_rate"], total_steps,
                              min(config["warmup_steps"], total_steps // 5))
     optimizer = optimizers.AdamW(rate, weight_decay=config["weight_decay"])
@@ -170,7 +172,8 @@ def make_optimizer(config, total_steps):
 def make_config(values, manifest):
     """config.json of a new run: DEFAULTS, then `values`, then the categories of the records."""
     if manifest.get("kind") != "text":
-        raise UserError(f"{manifest.get('name')} must hold texts, and holds {manifest.get('kind') or 'something else'}. "
+        raise UserError(f"{manifest.get('name')} must hold texts, and holds "
+                        f"{manifest.get('kind') or 'something else'}. "
                         "Build a set: python -m textclf.preprocess --dataset NAME --source FILE.csv")
     return {**DEFAULTS, **values, "article": "textclf", "labels": manifest["labels"]}
 
@@ -179,15 +182,16 @@ def define_flags():
     cli.define_training_flags("textclf", batch_size=DEFAULTS["batch_size"], epochs=DEFAULTS["epochs"],
                               learning_rate=DEFAULTS["learning_rate"], unit="Texts")
     flags = cli.flags
-    flags.DEFINE_integer("vocabulary", DEFAULTS["vocabulary"], "Columns of the tf-idf rows: the most frequent words, "
-                         "and one for all others.", lower_bound=2)
+    flags.DEFINE_integer("vocabulary", DEFAULTS["vocabulary"], "Columns of the tf-idf rows: the most frequent "
+                         "words, and one for all others.", lower_bound=2)
     flags.DEFINE_integer("width", DEFAULTS["width"], "Units of the hidden layer.", lower_bound=1)
-    flags.DEFINE_enum("tfidf", DEFAULTS["tfidf"], list(tfidf.KINDS), "The article's rows, or the same divided by their "
-                      "lengths.")
-    flags.DEFINE_float("label_smoothing", DEFAULTS["label_smoothing"], "Share of the target that is spread over all "
-                       "categories; confidences then mean less.", lower_bound=0.0, upper_bound=0.9)
+    flags.DEFINE_enum("tfidf", DEFAULTS["tfidf"], list(tfidf.KINDS), "The article's rows, or the same divided by "
+                      "their lengths.")
+    flags.DEFINE_float("label_smoothing", DEFAULTS["label_smoothing"], "Share of the target that is spread over "
+                       "all categories; confidences then mean less.", lower_bound=0.0, upper_bound=0.9)
     flags.DEFINE_enum("schedule", DEFAULTS["schedule"], ["constant", "cosine", "step"], "Of the learning rate.")
-    flags.DEFINE_integer("warmup_steps", DEFAULTS["warmup_steps"], "At most a fifth of the training.", lower_bound=0)
+    flags.DEFINE_integer("warmup_steps", DEFAULTS["warmup_steps"], "At most a fifth of the "
+                                                                   "training.", lower_bound=0)
     flags.DEFINE_float("weight_decay", DEFAULTS["weight_decay"], "Of the kernels.", lower_bound=0.0)
 
 

@@ -15,7 +15,7 @@ def confusion_matrix(labels, predictions, num_classes):
 
 
 class Scores(NamedTuple):
-    """Of each class, all [C]: precision and recall are 0 where nothing was predicted or there is nothing to find."""
+    """Of each class, all [C]: precision and recall are 0 where nothing was predicted or is to be found."""
 
     precision: np.ndarray
     recall: np.ndarray
@@ -46,7 +46,8 @@ class Reliability(NamedTuple):
 
 
 def reliability(labels, probs, bins=15):
-    """How often predictions of a given confidence are right; bin k takes confidences in (k / bins, (k + 1) / bins].
+    """How often predictions of a given confidence are right; bin k takes confidences in (k / bins, (k + 1) /
+    bins].
 
     Guo et al., On Calibration of Modern Neural Networks, 2017, sec. 2.
     """
@@ -60,6 +61,6 @@ def reliability(labels, probs, bins=15):
 
 
 def expected_calibration_error(found):
-    """Mean over the examples of |accuracy - confidence| of their bin (Guo et al., eq. 3); `found`: a `Reliability`."""
+    """Mean over the examples of |accuracy - confidence| of their bin (Guo et al., eq. 3) in a `Reliability`."""
     gap = np.nan_to_num(np.abs(found.accuracy - found.confidence))
     return float(np.sum(found.count * gap) / max(found.count.sum(), 1))

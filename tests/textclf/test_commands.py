@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory):
-    """Returns a function that starts `python -m <words>` for each of its arguments, all in one folder and at once."""
+    """Returns a function that starts `python -m <words>` for each of its arguments, all at once."""
     folder = tmp_path_factory.mktemp("user")
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 

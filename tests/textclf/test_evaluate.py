@@ -18,7 +18,8 @@ def folder(tmp_path_factory):
     """Five test texts, acq, earn, earn, ship, acq; one with a comma, quotation marks and letters beyond ASCII."""
     source = tmp_path_factory.mktemp("source")
     (source / "train.txt").write_text("acq\ta\nearn\tb\nship\tc\n")
-    (source / "test.txt").write_text('acq\tfirst\nearn\tsecond, "größer"\nearn\tthird\nship\tfourth\nacq\tfifth\n')
+    (source / "test.txt").write_text(
+        'acq\tfirst\nearn\tsecond, "größer"\nearn\tthird\nship\tfourth\nacq\tlast\n')
     return preprocess.build("five", source, source / "records", val_fraction=0)
 
 

@@ -24,7 +24,8 @@ def test_forward_pass_by_hand():
                        np.float32([[1, 0], [0.5, -1]]), np.float32([0, 0.25])])
     logits = model(np.float32([[1, 0, 2], [0, -1, 0]]))            # hidden: (7, 0 of relu(0)), (0, 0 of relu(-1))
     np.testing.assert_allclose(logits, [[7, 0.25], [0, 0.25]])
-    np.testing.assert_allclose(probabilities(logits)[1], [1 / (1 + np.exp(0.25)), 1 / (1 + np.exp(-0.25))], rtol=1e-6)
+    expected = [1 / (1 + np.exp(0.25)), 1 / (1 + np.exp(-0.25))]
+    np.testing.assert_allclose(probabilities(logits)[1], expected, rtol=1e-6)
 
 
 def test_loss_by_hand_and_against_keras():
@@ -32,6 +33,7 @@ def test_loss_by_hand_and_against_keras():
     found = categorical_crossentropy(np.array([0, 1]), logits)["crossentropy"]
     np.testing.assert_allclose(found, -np.log([0.7, 0.25]), rtol=1e-6)
     smoothed = categorical_crossentropy(np.array([0, 1]), logits, label_smoothing=0.3)["crossentropy"]
-    np.testing.assert_allclose(smoothed[0], -(0.8 * np.log(0.7) + 0.1 * np.log(0.2) + 0.1 * np.log(0.1)), rtol=1e-6)
+    expected = -(0.8 * np.log(0.7) + 0.1 * np.log(0.2) + 0.1 * np.log(0.1))
+    np.testing.assert_allclose(smoothed[0], expected, rtol=1e-6)
     theirs = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.3, reduction="none")
     np.testing.assert_allclose(smoothed, theirs(tf.one_hot([0, 1], 3), logits), rtol=1e-6)

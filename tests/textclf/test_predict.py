@@ -12,8 +12,8 @@ from textclf import predict
 
 def read(arguments, **kwargs):
     unreadable = []
-    texts = list(predict.read_texts(arguments, on_unreadable=lambda name, reason: unreadable.append((name, reason)),
-                                    **kwargs))
+    texts = list(predict.read_texts(
+        arguments, on_unreadable=lambda name, reason: unreadable.append((name, reason)), **kwargs))
     return texts, unreadable
 
 

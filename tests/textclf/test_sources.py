@@ -39,7 +39,8 @@ def test_columns_header_delimiter_encoding(tmp_path):
     text = "id;Kategorie;Titel;Text\n1;Sport;Übermut;tut gut\n2;Politik;Wahl;NA\n"
     path = write(tmp_path / "nachrichten.csv", text.encode("utf-16"))
     columns = sources.Columns(("Titel", "3"), "Kategorie", header=True, delimiter=";", escape="")
-    assert rows_of(path, "csv", columns, "utf-16") == [Row(2, "Übermut tut gut", "Sport"), Row(3, "Wahl NA", "Politik")]
+    expected = [Row(2, "Übermut tut gut", "Sport"), Row(3, "Wahl NA", "Politik")]
+    assert rows_of(path, "csv", columns, "utf-16") == expected
     bom = write(tmp_path / "bom.csv", b"\xef\xbb\xbfa,b\n")
     assert rows_of(bom, "csv") == [Row(1, "a", "b")]
     with pytest.raises(UserError, match="must have a column Ort; its header has id, Kategorie"):
@@ -75,7 +76,8 @@ def test_a_quotation_mark_that_is_never_closed_does_not_fill_the_memory(tmp_path
 def test_tabs_and_gzip(tmp_path):
     data = b"earn\tprofit rose\r\nno tab\n\nacq\tbought\tit\n"
     path = write(tmp_path / "news.txt.gz", gzip.compress(data))
-    expected = [Row(1, "profit rose", "earn"), Bad(2, "no tab between category and text"), Row(4, "bought\tit", "acq")]
+    expected = [Row(1, "profit rose", "earn"), Bad(2, "no tab between category and text"),
+                Row(4, "bought\tit", "acq")]
     assert rows_of(path, "tab") == expected
     for number, damaged in enumerate((gzip.compress(data)[:-12], gzip.compress(data)[:-4] + b"abcd", b"no gzip")):
         cut = write(tmp_path / f"cut{number}.txt.gz", damaged)
@@ -91,7 +93,7 @@ def test_find(tmp_path):
     folder.mkdir()
     write(folder / "SOURCE.txt", "not a split")
     train = write(folder / "r8-train-all-terms.txt.gz", "")
-    for source, message in ((folder, "must hold a .csv, .txt or .tsv file with train in its name and one with test"),
+    for source, message in ((folder, "must hold a .csv, .txt or .tsv file with train in its name and one with"),
                             (tmp_path / "nowhere", "is not there"), (tmp_path / "x.data", "say --format csv or")):
         with pytest.raises(UserError, match=message):
             sources.find(source)

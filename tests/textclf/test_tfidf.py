@@ -30,7 +30,7 @@ def test_by_hand():
 
 
 def test_article_rows_are_those_of_its_tokenizer():
-    """Tokenizer(num_words=V).texts_to_matrix(mode="tfidf"), which Keras 3 keeps for old code; its column 0 is empty."""
+    """Tokenizer(num_words=V).texts_to_matrix(mode="tfidf"), kept for old code; its column 0 is empty."""
     tokenizer = tf.keras.preprocessing.text.Tokenizer(num_words=100_000)
     tokenizer.fit_on_texts(NEWS)
     columns = len(tokenizer.word_index) + 1
@@ -45,7 +45,7 @@ def test_article_rows_are_those_of_its_tokenizer():
 
 @pytest.mark.parametrize("columns", [20, 5000])
 def test_vocabulary_and_idf_are_those_of_text_vectorization(columns):
-    """`adapt` on the same texts: the same words in the same order, ties included, the same idf; and count * idf."""
+    """`adapt` on the same texts: the same words in the same order, ties included; the same idf."""
     layer = keras.layers.TextVectorization(max_tokens=columns, output_mode="tf_idf", standardize=tfidf.standardize,
                                            pad_to_max_tokens=True)
     layer.adapt(np.array(NEWS))
@@ -54,13 +54,14 @@ def test_vocabulary_and_idf_are_those_of_text_vectorization(columns):
     assert vocabulary.words == [str(word) for word in layer.get_vocabulary()[1:]]
     idf = vocabulary.idf(columns)
     counts = tfidf.vectorization(vocabulary, columns)(tf.constant(NEWS + UNSEEN)).numpy()
-    np.testing.assert_allclose(counts[:, 1:] * idf[1:], layer(np.array(NEWS + UNSEEN))[:, 1:], rtol=1e-5, atol=1e-6)
+    theirs = layer(np.array(NEWS + UNSEEN))
+    np.testing.assert_allclose(counts[:, 1:] * idf[1:], theirs[:, 1:], rtol=1e-5, atol=1e-6)
 
 
 def test_scikit_learns_idf_differs_by_a_formula_and_nothing_else_does():
     """log((1 + N) / (1 + n)) + 1 there, log(1 + N / (1 + n)) here: e^(theirs - 1) - (e^ours - 1) = 1 / (1 + n)."""
-    theirs = TfidfVectorizer(sublinear_tf=True, token_pattern=r"[^\s]+", preprocessor=lambda text: tfidf.standardize(
-        [text]).numpy()[0].decode())
+    theirs = TfidfVectorizer(sublinear_tf=True, token_pattern=r"[^\s]+",
+                             preprocessor=lambda text: tfidf.standardize([text]).numpy()[0].decode())
     theirs.fit(NEWS)
     columns = len(theirs.vocabulary_) + 1
     found, vocabulary = vectorize(NEWS + UNSEEN, columns, "normalized")
@@ -82,7 +83,8 @@ def test_unicode_and_bytes_that_are_no_utf8():
 
 
 def test_rare_words_are_forgotten_rather_than_kept_in_memory():
-    texts = [tf.constant([f"common word{number}" for number in range(start, start + 50)]) for start in range(0, 500, 50)]
+    texts = [tf.constant([f"common word{number}" for number in range(start, start + 50)])
+             for start in range(0, 500, 50)]
     vocabulary = tfidf.learn(texts, 20, capacity=60)
     assert vocabulary.words[0] == "common" and vocabulary.document_counts[0] == vocabulary.documents == 500
     with pytest.raises(UserError, match="must hold words, and the 2 that came hold none"):
@@ -94,7 +96,8 @@ def test_saved_and_loaded(tmp_path):
     tfidf.save(tmp_path, vocabulary)
     assert tfidf.load(tmp_path) == vocabulary
     path = tmp_path / "vocabulary.json"
-    for content in (path.read_text()[:-20], '{"words": ["a", "a"], "document_counts": [1, 1], "documents": 2}', "[]", None):
+    twice = '{"words": ["a", "a"], "document_counts": [1, 1], "documents": 2}'
+    for content in (path.read_text()[:-20], twice, "[]", None):
         path.unlink() if content is None else path.write_text(content)
         with pytest.raises(UserError, match="vocabulary.json must.*Put back a copy"):
             tfidf.load(tmp_path)

@@ -116,8 +116,7 @@ def test_float16_scales_its_loss(folder, tmp_path):
         train.train(tmp_path / "run", config_of(folder, precision="mixed_float16"), tf.distribute.get_strategy())
     finally:
         training.set_precision("float32")
-    before = train.textclf(8, 120, 16)
-    assert all(np.isfinite(value).all() for value in weights_of(tmp_path / "run").values()) and before.count_params()
+    assert all(np.isfinite(value).all() for value in weights_of(tmp_path / "run").values())
 
 
 def test_without_a_validation_split_the_last_epoch_counts(tmp_path, capfd):
@@ -160,7 +159,7 @@ def test_a_run_keeps_its_vocabulary(folder, tmp_path):
 
 def test_mistakes_are_one_clear_line(folder, tmp_path, two_replicas):
     for values, message in (({"batch_size": 3}, "multiple of the 2 replicas"),
-                            ({"tfrecords": "nothing_here"}, "No records match .*python -m textclf.preprocess --dataset")):
+                            ({"tfrecords": "nothing_here"}, "No records match .*textclf.preprocess --dataset")):
         with pytest.raises(UserError, match=message) as error:
             train.train(tmp_path / "run", {**config_of(folder), **values}, two_replicas)
         assert "\n" not in str(error.value)
