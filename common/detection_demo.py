@@ -22,7 +22,7 @@ def draw(seed, index, size=160):
     exclusive.
     """
     rng = np.random.default_rng([seed, index])
-    canvas = _background(rng, size)
+    canvas = background(rng, size)
     boxes_xyxy, labels = [], []
     for _ in range(rng.integers(1, 5)):
         for _ in range(20):  # a crowded picture may end with fewer objects
@@ -64,7 +64,7 @@ def build(out_root="tfrecords", *, name="demo", seed=0, size=160, splits=None, n
     return detection.build_records(made_up, out_root, num_workers=num_workers, progress=progress)
 
 
-def _background(rng, size):
+def background(rng, size):
     """float32 [H, W, 3] from one of two colours to the other: a gradient, stripes, noise or blurred blobs."""
     y, x = np.mgrid[:size, :size].astype(np.float32) / size
     low, high = rng.uniform(30, 225, (2, 3)).astype(np.float32)

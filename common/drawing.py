@@ -1,6 +1,6 @@
-"""Pictures that show what a model does: boxes, grids of pictures, curves; as uint8 RGB arrays and PNG files.
+"""Pictures that show what a model does: boxes, skeletons, grids, curves; as uint8 RGB arrays and PNG files.
 
-Nothing here needs a display. H, W picture, N boxes.
+Nothing here needs a display. H, W picture, N boxes, P persons, K joints.
 """
 
 import math
@@ -48,6 +48,35 @@ def draw_boxes(image, boxes_xyxy, labels, scores=None, class_ids=None):
         cv2.rectangle(image, (x1, y1), (x2, y2), color, thickness)
         text = labels[index] if scores is None else f"{labels[index]} {100 * float(scores[index]):.0f}%"
         _draw_tag(image, ascii_text(text), x1 - thickness // 2, y1, color)
+    return image
+
+
+def draw_skeletons(image, joints_xy, scores, skeleton, *, threshold=0.2, colors=None):
+    """Returns a copy of the picture with the joints and limbs of each person whose score reaches `threshold`.
+
+    image uint8 RGB [H, W, 3]; joints_xy [P, K, 2] in pixels, pixel i from i to i + 1; scores [P, K], or what is 1 for
+    joints to draw and 0 for others; skeleton: limbs as pairs of joints; colors: K times (r, g, b), default a colour
+    of its own for each joint. A limb has the mean of its ends' colours. Lines grow with the picture and, so that small
+    persons stay visible, shrink with the person.
+    """
+    image = np.array(image, np.uint8, order="C")
+    colors = [class_color(joint) for joint in range(len(joints_xy[0]))] if colors is None and len(joints_xy) else colors
+    thickest = max(1, round(sum(image.shape[:2]) / 250))
+    for joints, seen in zip(np.asarray(joints_xy, np.float64), np.asarray(scores) >= threshold):
+        seen = seen & np.isfinite(joints).all(axis=-1)
+        if not seen.any():
+            continue
+        reach = np.ptp(joints[seen], axis=0).max()
+        thickness = int(np.clip(round(reach / 60), 1, thickest))
+        # OpenCV counts sixteenths of a pixel from the middle of the first one, in 32 bits.
+        points = np.rint((np.clip(joints, -1e5, 1e5, where=seen[:, None], out=np.zeros_like(joints)) - 0.5) * 16)
+        points = points.astype(int).tolist()
+        for a, b in skeleton:
+            if seen[a] and seen[b]:
+                color = [(one + other) / 2 for one, other in zip(colors[a], colors[b])]
+                cv2.line(image, points[a], points[b], color, thickness, cv2.LINE_AA, 4)
+        for joint in np.flatnonzero(seen):
+            cv2.circle(image, points[joint], 16 * (thickness + 1), colors[joint], cv2.FILLED, cv2.LINE_AA, 4)
     return image
 
 

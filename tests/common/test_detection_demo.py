@@ -36,7 +36,7 @@ def test_pictures_hold_one_to_four_objects_of_all_classes_and_sizes(drawn):
 def test_boxes_are_tight_on_the_drawn_pixels(monkeypatch, size, label):
     """Each object alone on black: the box of the pixels at least half as bright as the object."""
     black = np.zeros((size, size, 3), np.float32)
-    monkeypatch.setattr(detection_demo, "_background", lambda rng, size: black)
+    monkeypatch.setattr(detection_demo, "background", lambda rng, size: black)
     found = 0
     for index in range(60):
         image, boxes_xyxy, labels = detection_demo.draw(7, index, size)
