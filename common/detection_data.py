@@ -43,13 +43,16 @@ def evaluation_dataset(folder, split, fit, *, image_size, batch_size, global_bat
     return dataset.padded_batch(batch_size, shapes, padding, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
-def ensure_records(article, name):
-    """The folder of the record set `name` (or a path), built on the spot if its data can be had at once."""
+def ensure_records(article, name, find=None):
+    """The folder of the record set `name` (or a path), built on the spot if its data can be had at once.
+
+    find: as in `build`.
+    """
     try:
         return records.resolve(name, command=command(article, name))
     except UserError as missing:
-        if name == "demo":
-            return build(name)
+        if name == "demo" or (find and find(name, None, None)):
+            return build(name, find=find)
         if name not in detection_sources.DOWNLOADS:
             raise
         try:
@@ -67,16 +70,18 @@ def command(article, name):
 
 
 def build(name, source=None, folder=None, *, labels=None, shards=None, num_workers=None, skip_bad=False,
-          seed=0):
+          seed=0, find=None):
     """Writes the records of a data set, says what was repaired or skipped, and returns their folder.
 
     source: folder in VOC or COCO layout; None makes the demo, or takes the set from tensorflow-datasets.
-    labels: class names, None as found. The rest as in `detection.build_records`. Raises UserError.
+    labels: class names, None as found. find: function (name, source, labels) to the `detection.Source` of a set or
+    a layout that only this article knows, or None. The rest as in `detection.build_records`. Raises UserError.
     """
     folder = pathlib.Path(folder or pathlib.Path("tfrecords") / name)
-    if name == "demo" and source is None:
+    found = find and find(name, source, labels)
+    if not found and name == "demo" and source is None:
         found = detection_demo.source(seed=seed)
-    else:
+    elif not found:
         found = detection_sources.find(name, source, labels)
     detection.build_records(found._replace(name=folder.name), folder.parent, shards=shards,
                             num_workers=num_workers, on_bad="skip" if skip_bad else "error")
@@ -108,10 +113,11 @@ def define_flags():
     flags.DEFINE_bool("visualize", False, "Draw augmented records with their targets.")
 
 
-def build_or_find(flags, only_look):
+def build_or_find(flags, only_look, find=None):
     """The folder of the records that the flags ask for, built unless it is there and they `only_look`.
 
-    What has just been built is to be examined: sets flags.check. Raises UserError without --dataset.
+    What has just been built is to be examined: sets flags.check. find: as in `build`. Raises UserError without
+    --dataset.
     """
     if not flags.dataset:
         raise UserError("Give --dataset NAME: voc2007, voc2012, coco2017, demo, or a name for a folder of "
@@ -119,7 +125,8 @@ def build_or_find(flags, only_look):
     folder = pathlib.Path(flags.out or pathlib.Path("tfrecords") / flags.dataset)
     if flags.source or not only_look or not (folder / records.MANIFEST).is_file():
         build(flags.dataset, flags.source, folder, labels=flags.labels and read_labels(flags.labels),
-              shards=flags.shards, num_workers=flags.workers, skip_bad=flags.skip_bad, seed=flags.seed)
+              shards=flags.shards, num_workers=flags.workers, skip_bad=flags.skip_bad, seed=flags.seed,
+              find=find)
         flags.check = True
     return folder
 

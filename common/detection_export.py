@@ -216,7 +216,7 @@ Answer, an entry of `predictions` per picture: `boxes` (left, top, right, bottom
 `images` float32 [B, {size}, {size}, 3], RGB in 0..1, {size_note} \
 Answers `boxes` in fractions of that square, `scores`, `classes`, `num`.
 
-## `network`: images in, logits out
+## `network`: images in, the outputs of the network out
 
 For those who decode and suppress by themselves: {network_note}
 """
