@@ -227,22 +227,25 @@ class Signature(NamedTuple):
 def save(folder, network, signatures, *, requests=(), extra=None):
     """Writes a SavedModel that runs a network of `freeze` behind each of `signatures` {name: Signature}.
 
+    network: one for all signatures, or {signature name: network}.
     requests: (signature name, {input name: array or TensorProto}) pairs that a server runs before it answers.
     extra: {file name: text or bytes} for the folder assets.extra.
     """
     tf1 = tf.compat.v1
     folder = pathlib.Path(folder)
     # Traced before there is a tf.Graph: inside one, == and != of tensors would compare Python objects.
-    traced = {name: _trace(network, signature) for name, signature in signatures.items()}
-    definitions, constants = {}, {}
-    # All signatures share one set of constants in one flat graph. As a function of the graph's library, which
-    # is what tf.saved_model.save makes of it, a server copies the network for each loop and branch.
+    networks = network if isinstance(network, dict) else dict.fromkeys(signatures, network)
+    traced = {name: _trace(networks[name], signature) for name, signature in signatures.items()}
+    definitions, constants = {}, {id(each): {} for each in networks.values()}
+    # The signatures of a network share one set of constants in one flat graph. As a function of the graph's
+    # library, which is what tf.saved_model.save makes of it, a server copies the network for each loop and branch.
     with tf.Graph().as_default() as graph, tf1.Session(graph=graph) as session, _quiet():
         for name, (before, after) in traced.items():
             spec = signatures[name].spec
             placeholder = tf1.placeholder(spec.dtype, spec.shape, f"{name}_{spec.name}")
             network_input, *rest = before(placeholder)
-            outputs = _import(network, network_input, constants, f"{name}_network")
+            each = networks[name]
+            outputs = _import(each, network_input, constants[id(each)], f"{name}_network")
             found = {key: tf.identity(value, f"{name}_{key}") for key, value in after(outputs, *rest).items()}
             definitions[name] = tf1.saved_model.predict_signature_def({spec.name: placeholder}, found)
         has_tables = tf1.get_collection(tf1.GraphKeys.TABLE_INITIALIZERS)
