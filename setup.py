@@ -32,9 +32,11 @@ setup(
             "pycocotools>=2.0.11,<3",
             "mean-average-precision>=2021.4.26",
             "scikit-learn>=1.5,<2",
+            "scipy>=1.13",
             "pillow>=10",  # writes pictures of the kinds that people have: CMYK, EXIF, WebP
             "tensorflow-serving-api>=2.21,<2.22",
         ],
+        "mat": ["scipy>=1.13"],  # Matlab files: MPII's own, Leeds Sports Poses
         "openvino": ["openvino>=2026.1"],
         "bench": ["torch>=2.13", "onnxruntime>=1.20", "tf2onnx>=1.17", "openvino>=2026.1", "pycocotools>=2.0.11",
                   "grain>=0.2.13"],

@@ -1,6 +1,8 @@
-"""Writes a data set as records: several pictures at a time, what was mended counted, what is bad refused or left out.
+"""Writes a data set as records: several pictures at a time, what was mended counted, what is bad refused or left
+out.
 
-What an example is, and how it is checked and encoded, is the caller's: `common/detection.py`, `hourglass/poses.py`.
+What an example is, and how it is checked and encoded, is the caller's: `common/detection.py`,
+`hourglass/poses.py`.
 """
 
 import collections
@@ -26,11 +28,12 @@ def build(folder, splits, example, *, kind, labels, builder, origin="", manifest
           shards=None, num_workers=None, on_bad="error", progress=True):
     """Writes the records of {split: items} to `folder` and returns a `Report`, which it also prints.
 
-    example: item -> (serialized record, how many parts it has, Counter of repairs), or a UserError. units: the words
-    for records and for their parts; the manifest has the sum of these and the largest per split. manifest: what else
-    is to be in it. shards: per split; None makes one for every 1,000 records. num_workers: threads (the time goes
-    into decoding, which leaves Python's lock), default one per CPU; the files are the same with any number.
-    on_bad: "error" stops at the first item that cannot be used, "skip" leaves it out and lists it in the manifest.
+    example: item -> (serialized record, how many parts it has, Counter of repairs), or a UserError. units: the
+    words for records and for their parts; the manifest has the sum of these and the largest per split. manifest:
+    what else is to be in it. shards: per split; None makes one for every 1,000 records. num_workers: threads (the
+    time goes into decoding, which leaves Python's lock), default one per CPU; the files are the same with any
+    number. on_bad: "error" stops at the first item that cannot be used, "skip" leaves it out and lists it in the
+    manifest.
     """
     if on_bad not in ("error", "skip"):
         raise ValueError(f"on_bad must be error or skip, not {on_bad!r}")

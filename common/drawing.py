@@ -54,13 +54,14 @@ def draw_boxes(image, boxes_xyxy, labels, scores=None, class_ids=None):
 def draw_skeletons(image, joints_xy, scores, skeleton, *, threshold=0.2, colors=None):
     """Returns a copy of the picture with the joints and limbs of each person whose score reaches `threshold`.
 
-    image uint8 RGB [H, W, 3]; joints_xy [P, K, 2] in pixels, pixel i from i to i + 1; scores [P, K], or what is 1 for
-    joints to draw and 0 for others; skeleton: limbs as pairs of joints; colors: K times (r, g, b), default a colour
-    of its own for each joint. A limb has the mean of its ends' colours. Lines grow with the picture and, so that small
-    persons stay visible, shrink with the person.
+    image uint8 RGB [H, W, 3]; joints_xy [P, K, 2] in pixels, pixel i from i to i + 1; scores [P, K], or what is
+    1 for joints to draw and 0 for others; skeleton: limbs as pairs of joints; colors: K times (r, g, b), default a
+    colour of its own for each joint. A limb has the mean of its ends' colours. Lines grow with the picture and, so
+    that small persons stay visible, shrink with the person.
     """
     image = np.array(image, np.uint8, order="C")
-    colors = [class_color(joint) for joint in range(len(joints_xy[0]))] if colors is None and len(joints_xy) else colors
+    if colors is None and len(joints_xy):
+        colors = [class_color(joint) for joint in range(len(joints_xy[0]))]
     thickest = max(1, round(sum(image.shape[:2]) / 250))
     for joints, seen in zip(np.asarray(joints_xy, np.float64), np.asarray(scores) >= threshold):
         seen = seen & np.isfinite(joints).all(axis=-1)

@@ -13,10 +13,10 @@ def gaussian_heatmaps(joints_xy, present, size, sigma=1.0, subpixel=True):
 
     present: [..., K] bool; size: (h, w); sigma: of the Gaussian, in pixels. The patch has 2 * floor(3 sigma) + 1
     pixels a side (7 for sigma 1) around the pixel that the joint is in, whose value is exactly 1; at the border it
-    is clipped, never moved. Joints that are absent, or in no pixel, or not finite have zeros only.
-    subpixel: the Gaussian's centre is the joint itself, and dividing by the value at its pixel keeps 1 there. False
-    puts the centre in the middle of that pixel, as the article's patch does; the two agree for a joint in the
-    middle of a pixel. Only the first lets `peaks` find a joint again to a quarter of a pixel.
+    is clipped, never moved. Joints that are absent, or in no pixel, or not finite have zeros only. subpixel: the
+    Gaussian's centre is the joint itself, and dividing by the value at its pixel keeps 1 there. False puts the
+    centre in the middle of that pixel, as the article's patch does; the two agree for a joint in the middle of a
+    pixel. Only the first lets `peaks` find a joint again to a quarter of a pixel.
     """
     if not sigma > 0:
         raise ValueError(f"sigma must be positive; {sigma} came.")
@@ -40,9 +40,9 @@ def gaussian_heatmaps(joints_xy, present, size, sigma=1.0, subpixel=True):
 def peaks(heatmaps):
     """(joints_xy float32 [..., K, 2] in heatmap pixels, scores float32 [..., K]) of heatmaps [..., h, w, K].
 
-    The pixel of the maximum (of equal ones the first, row by row), a quarter of a pixel toward its larger neighbour
-    in x, and likewise in y, and 0.5 to its middle (Newell's evaluation code). No shift between equal neighbours,
-    nor at a border, where one is missing. The score is the value of the maximum.
+    The pixel of the maximum (of equal ones the first, row by row), a quarter of a pixel toward its larger
+    neighbour in x, and likewise in y, and 0.5 to its middle (Newell's evaluation code). No shift between equal
+    neighbours, nor at a border, where one is missing. The score is the value of the maximum.
     """
     shape = tf.shape(heatmaps)
     height, width, num_joints = shape[-3], shape[-2], shape[-1]

@@ -22,9 +22,9 @@ MEAN_SIGMA = 0.062
 def source(parts, name, first_pixel=0):
     """The `Source` of {split: (JSON file, folder of pictures)}.
 
-    Crowds, and persons whose num_keypoints is 0, are left out and counted, as COCO's own evaluation ignores them. A
-    UserError names the file and the id: at once for missing keys, unknown image ids and repeated ids; when a person
-    is loaded for keypoints and boxes that are not finite numbers, as many as there should be.
+    Crowds, and persons whose num_keypoints is 0, are left out and counted, as COCO's own evaluation ignores them.
+    A UserError names the file and the id: at once for missing keys, unknown image ids and repeated ids; when a
+    person is loaded for keypoints and boxes that are not finite numbers, as many as there should be.
     """
     files = {split: _File(file, folder, first_pixel) for split, (file, folder) in parts.items()}
     first = next(iter(files.values()))
@@ -108,7 +108,8 @@ class _File:
     def _image(self, entry):
         name = pathlib.PurePosixPath(str(entry.get("file_name", "")))
         if name.is_absolute() or ".." in name.parts or not name.parts:
-            raise UserError(f"{self.path} must name pictures inside {self.folder}, and names {str(name)!r}. Correct it.")
+            raise UserError(f"{self.path} must name pictures inside {self.folder}, and names {str(name)!r}. "
+                            "Correct it.")
         size = entry.get("width"), entry.get("height")
         return str(name), size if all(isinstance(side, int) and side > 0 for side in size) else None
 

@@ -1,8 +1,8 @@
 """Which part of a picture the network sees, and what that does to its joints; NumPy and OpenCV only.
 
 A crop is described by `to_picture` [2, 3]: the pixel of the picture at each pixel of the crop. Coordinates are
-continuous: pixel i covers i to i + 1, in the picture and in the crop. A square is (left, top, side) in pixels of the
-picture, and may reach beyond it.
+continuous: pixel i covers i to i + 1, in the picture and in the crop. A square is (left, top, side) in pixels of
+the picture, and may reach beyond it.
 
 K joints, H, W picture, S side of the network input. `visible`: 0 not annotated, 1 occluded, 2 visible.
 """
@@ -36,8 +36,8 @@ def joints_box(joints_xy, visible, scale, width, height, margin=MARGIN):
 def square_around(box_xyxy, margin=1.0):
     """The square (left, top, side) on the centre of a box (left, top, right, bottom) that holds it.
 
-    The article resizes the box itself, which stretches whoever does not stand in a square; here the picture goes on
-    beyond the shorter sides. margin: times the longer side, such as EVALUATION_MARGIN for a detector's box.
+    The article resizes the box itself, which stretches whoever does not stand in a square; here the picture goes
+    on beyond the shorter sides. margin: times the longer side, such as EVALUATION_MARGIN for a detector's box.
     """
     left, top, right, bottom = box_xyxy
     side = margin * max(right - left, bottom - top)
@@ -58,7 +58,8 @@ def crop(image, square, size):
 def to_picture(square, size, degrees=0.0, flip=False):
     """float64 [2, 3]: pixel of the picture at a pixel of the crop of `square`, turned around its centre.
 
-    degrees: how far what is in view turns, clockwise; flip: left and right change places in the crop, after turning.
+    degrees: how far what is in view turns, clockwise; flip: left and right change places in the crop, after
+    turning.
     """
     left, top, side = square
     turn, zoom = np.radians(degrees), side / size
@@ -93,8 +94,8 @@ def warp(image, matrix, size):
 def decode(image_bytes, shrink=1):
     """(picture uint8 [H, W, 3] RGB, r): decoded, whatever its EXIF orientation, at 1 / r of its size.
 
-    r is 1, 2, 4 or 8, at most `shrink`, and above 1 for JPEG alone, which is decoded faster that way and without the
-    aliasing that sampling every r-th pixel would bring; pixel i of the result covers r * i to r * (i + 1).
+    r is 1, 2, 4 or 8, at most `shrink`, and above 1 for JPEG alone, which is decoded faster that way and without
+    the aliasing that sampling every r-th pixel would bring; pixel i of the result covers r * i to r * (i + 1).
     Raises ValueError where OpenCV cannot decode it.
     """
     shrink = max(r for r in _REDUCED if r <= max(shrink, 1)) if image_bytes[:2] == b"\xff\xd8" else 1

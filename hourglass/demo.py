@@ -1,9 +1,9 @@
 """Made-up pictures for `--demo`: articulated figures with MPII's 16 joints, drawn in seconds.
 
-Everything in a picture follows from (seed, index). Figures vary in pose, proportions, limb widths, clothes, colours
-and the way they face; some are cut by the border, some hide joints behind their body or behind a thing. Which side is
-left is seen as in a photo: most face us (face, collar, zip; their left is on our right), one in six shows its back
-(hair all over the head, a rucksack). A mirrored figure is one again, its left and right exchanged.
+Everything in a picture follows from (seed, index). Figures vary in pose, proportions, limb widths, clothes,
+colours and the way they face; some are cut by the border, some hide joints behind their body or behind a thing.
+Which side is left is seen as in a photo: most face us (face, collar, zip; their left is on our right), one in six
+shows its back (hair all over the head, a rucksack). A mirrored figure is one again, its left and right exchanged.
 
 H, W the picture's `size`, K the 16 joints.
 """

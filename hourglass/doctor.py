@@ -1,8 +1,9 @@
 """What is in a pose record set, and what is wrong with it: `preprocess.py --check`.
 
-A problem is what no training should see: a joint outside its picture, a scale of 0, a picture that cannot be decoded.
-A note is what its owner should know, such as pictures in two splits. How often left and right coincide is the
-article's open question in numbers: "when there is only one foot in the image, the network could confuse itself".
+A problem is what no training should see: a joint outside its picture, a scale of 0, a picture that cannot be
+decoded. A note is what its owner should know, such as pictures in two splits. How often left and right coincide is
+the article's open question in numbers: "when there is only one foot in the image, the network could confuse
+itself".
 
 P persons, K joints.
 """

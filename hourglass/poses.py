@@ -152,7 +152,8 @@ def parse(serialized, num_joints):
 
 
 def build_records(source, out_root="tfrecords", *, shards=None, num_workers=None, on_bad="error", progress=True):
-    """Writes the records of a `Source` to `out_root`/<its name> and returns a `building.Report`, which it also prints.
+    """Writes the records of a `Source` to `out_root`/<its name> and returns a `building.Report`, which it also
+    prints.
 
     The rest as in `building.build`.
     """
@@ -181,12 +182,12 @@ def body_of(folder):
 def mend(person, width, height, body):
     """(Person with every field filled and its joints in the picture, Counter of what was done for it).
 
-    A joint that lies outside the picture (width, height pixels) is one that is not annotated: it is not in view. One
-    within a pixel of the border is put on it. Without a usable centre and scale those of the joints' box are taken
-    (the longer side is the height), without a head size the distance of the two ends of the head. Coordinates of
-    joints that are not annotated are 0. If the picture has another size than the annotation claims but the same
-    shape, everything is scaled. A UserError names the file for another shape, for numbers that are not finite, for
-    the wrong number of joints, and where no joint is annotated.
+    A joint that lies outside the picture (width, height pixels) is one that is not annotated: it is not in view.
+    One within a pixel of the border is put on it. Without a usable centre and scale those of the joints' box are
+    taken (the longer side is the height), without a head size the distance of the two ends of the head.
+    Coordinates of joints that are not annotated are 0. If the picture has another size than the annotation claims
+    but the same shape, everything is scaled. A UserError names the file for another shape, for numbers that are
+    not finite, for the wrong number of joints, and where no joint is annotated.
     """
     name, count = person.filename, len(body.labels)
     joints_xy, visible = np.asarray(person.joints_xy, np.float64), np.asarray(person.visible)

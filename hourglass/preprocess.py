@@ -3,8 +3,8 @@
     python -m hourglass.preprocess --dataset mpii --source FOLDER        builds tfrecords/mpii
     python -m hourglass.preprocess --dataset mpii --check --visualize
 
-Article, "Prepare the Data": a crop around the joints, and a Gaussian for each joint. records -> parse -> augment, or
-the square around the centre (evaluation) -> encode_targets -> batches.
+Article, "Prepare the Data": a crop around the joints, and a Gaussian for each joint. records -> parse -> augment,
+or the square around the centre (evaluation) -> encode_targets -> batches.
 
 B batch, K joints, h, w heatmap, S side of the network input.
 """
@@ -27,8 +27,8 @@ def encode_targets(joints_xy, visible, size, *, sigma=1.0, absent="unknown"):
     """{"heatmaps": float32 [B, h, w, K], "weight": float32 [B, K]} for joints_xy [B, K, 2] in pixels of the crop.
 
     visible [B, K]: 0 has no Gaussian. Its weight is 0, so that the loss does not look, if `absent` is "unknown";
-    "out of view" (MPII, article: "0 -> out of the view") is taught as a heatmap of zeros, and so is every joint that
-    is annotated but not in the crop.
+    "out of view" (MPII, article: "0 -> out of the view") is taught as a heatmap of zeros, and so is every joint
+    that is annotated but not in the crop.
     """
     side, known = size // STRIDE, visible > 0
     targets = heatmaps.gaussian_heatmaps(joints_xy / STRIDE, known, (side, side), sigma)
@@ -103,8 +103,8 @@ def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_si
 
     Dicts of "images" [B, S, S, 3] in 0..1, "index" [B] (-1 fills the last global batch up), "to_picture" float32
     [B, 2, 3] (pixel of the picture at a pixel of the crop, see hourglass/crops.py), and of the record: "joints"
-    [B, K, 2] (pixels of the picture), "visible" [B, K], "head_size", "scale", "area" [B], "box" [B, 4] (x, y, w, h),
-    "image_id", "person_id" [B] and "filename" [B].
+    [B, K, 2] (pixels of the picture), "visible" [B, K], "head_size", "scale", "area" [B], "box" [B, 4] (x, y, w,
+    h), "image_id", "person_id" [B] and "filename" [B].
     """
     count = len(poses.body_of(folder).labels)
     dataset = records.dataset(folder, split, epochs=1, limit=limit).map(

@@ -1,8 +1,8 @@
 """Readers of the data sets that people have: MPII as JSON and as its own .mat, Leeds Sports Poses, COCO keypoints.
 
-All of them give joints in continuous pixels, pixel i from i to i + 1, and say what the first pixel of the source is:
-where counting starts at 1 (MPII, LSP: Matlab), x becomes x - 0.5, and where it starts at 0 (COCO, LSP's extended
-set, JSON of your own), x + 0.5, so that a joint on a whole number lies in the middle of its pixel.
+All of them give joints in continuous pixels, pixel i from i to i + 1, and say what the first pixel of the source
+is: where counting starts at 1 (MPII, LSP: Matlab), x becomes x - 0.5, and where it starts at 0 (COCO, LSP's
+extended set, JSON of your own), x + 0.5, so that a joint on a whole number lies in the middle of its pixel.
 
 K joints.
 """
@@ -28,9 +28,9 @@ def find(name, source=None, first_pixel=None, seed=0):
     """The `Source` of data set `name` in `source`, a folder or its annotation file; the demo needs none.
 
     Looked for in this order, and the first alone if `name` is mpii, lsp or coco_keypoints and asks for it:
-    train.json and valid.json in annot/ or in the folder itself (MPII's 16 joints as the article has them), MPII's .mat
-    file, joints.mat of LSP, *keypoints*.json of COCO. first_pixel: the number of the first pixel, 0 or 1, None as
-    the module's docstring says. Raises UserError.
+    train.json and valid.json in annot/ or in the folder itself (MPII's 16 joints as the article has them), MPII's
+    .mat file, joints.mat of LSP, *keypoints*.json of COCO. first_pixel: the number of the first pixel, 0 or 1,
+    None as the module's docstring says. Raises UserError.
     """
     if source is None:
         if name == "demo":
@@ -143,8 +143,8 @@ def _mpii_mat(file, release, name, first):
     folder, people, left_out = _pictures(file), collections.defaultdict(list), collections.Counter()
     pictures, train = _several(release, "annolist"), _several(release, "img_train")
     if not pictures or len(pictures) != len(train):
-        raise UserError(f"{file} must have an annolist and as many img_train, and has {len(pictures)} and {len(train)}: "
-                        "it is not MPII's file, or not whole.")
+        raise UserError(f"{file} must have an annolist and as many img_train, and has {len(pictures)} and "
+                        f"{len(train)}: it is not MPII's file, or not whole.")
     for number, (picture, wanted) in enumerate(zip(pictures, train)):
         if not wanted:
             continue
@@ -195,7 +195,8 @@ class _MatPerson(NamedTuple):
             x1, y1, x2, y2 = (_number(self.rect, key, where) for key in ("x1", "y1", "x2", "y2"))
             head_size = HEAD_BIAS * float(np.hypot(x2 - x1, y2 - y1))
         return Person(inside(self.folder, self.image, where), self.image, joints_xy - self.first + 0.5, visible,
-                      center, scale, head_size=head_size, image_id=self.number, person_id=1000 * self.number + self.place)
+                      center, scale, head_size=head_size, image_id=self.number,
+                      person_id=1000 * self.number + self.place)
 
 
 # Leeds Sports Poses.
@@ -206,9 +207,9 @@ def _find_lsp(place, name, first_pixel):
 
 
 def _lsp(file, name, first_pixel):
-    """LSP: joints [3, 14, N], of which the second thousand is for testing, here val; the third row is 1 where a joint
-    is occluded. Its extended training set: [14, 3, N]; the third column is 0 where a joint could not be annotated, and
-    a tenth, by the md5 of the names, is val."""
+    """LSP: joints [3, 14, N], of which the second thousand is for testing, here val; the third row is 1 where a
+    joint is occluded. Its extended training set: [14, 3, N]; the third column is 0 where a joint could not be
+    annotated, and a tenth, by the md5 of the names, is val."""
     joints = np.asarray(load_mat(file).get("joints", np.zeros(0)))
     extended = joints.ndim == 3 and joints.shape[:2] == (14, 3)
     if not extended and (joints.ndim != 3 or joints.shape[:2] != (3, 14)):
@@ -267,7 +268,7 @@ def load_mat(file):
     try:
         import scipy.io
     except ImportError:
-        raise UserError("Matlab files need scipy, which is not installed: pip install scipy.") from None
+        raise UserError("Matlab files need scipy, which is not installed: pip install 'article-zoo[mat]'.") from None
     try:
         return scipy.io.loadmat(file, struct_as_record=False, squeeze_me=False)
     except Exception as error:  # a damaged file can bring about anything in there
@@ -311,7 +312,8 @@ def _field(struct, key, file):
 
 
 def _several(struct, key):
-    """The elements of the array that a Matlab struct, or an array of one, has under `key`; [] where it has none."""
+    """The elements of the array that a Matlab struct, or an array of one, has under `key`; [] where it has
+    none."""
     if isinstance(struct, np.ndarray):
         struct = struct.reshape(-1)[0] if struct.size else None
     value = getattr(struct, key, None)

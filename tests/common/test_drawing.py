@@ -106,3 +106,27 @@ def test_curves(tmp_path):
     assert cv2.imread(str(tmp_path / "pr.png")).std() > 5
     drawing.curves(tmp_path / "empty.png", {})
     assert cv2.imread(str(tmp_path / "empty.png")) is not None
+
+
+def test_skeletons_by_hand():
+    """Three joints of one person; of the second person nothing reaches the threshold."""
+    black = np.zeros((40, 60, 3), np.uint8)
+    joints = np.array([[[10.5, 10.5], [50.5, 10.5], [10.5, 30.5]], [[30.5, 35.5]] * 3])
+    scores = np.array([[0.9, 0.5, 0.1], [0.1, 0.1, 0.1]])
+    colors = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    out = drawing.draw_skeletons(black, joints, scores, [(0, 1), (0, 2)], threshold=0.5, colors=colors)
+    assert not black.any() and out[10, 10].tolist() == [200, 0, 0] and out[10, 50].tolist() == [0, 200, 0]
+    red, green, blue = out[10, 30]                                      # a smoothed line loses some of its colour
+    assert 80 < red == green <= 100 and blue == 0                       # the limb has the mean of its ends
+    assert not out[15:].any()                                           # joint 2 and its limb are not drawn
+    shown = drawing.draw_skeletons(black, joints, np.ones([2, 3]), [(0, 1), (0, 2)])
+    assert shown[20, 10].any() and shown[35, 30].tolist() == list(drawing.class_color(2))
+
+
+def test_skeletons_of_nobody_and_far_outside():
+    black = np.zeros((20, 20, 3), np.uint8)
+    none = drawing.draw_skeletons(black, np.zeros([0, 3, 2]), np.zeros([0, 3]), [(0, 1)])
+    assert not none.any() and none is not black
+    joints = np.array([[[np.nan, 5], [1e12, 5], [5.5, 5.5]]])
+    out = drawing.draw_skeletons(black, joints, np.ones([1, 3]), [(0, 1), (1, 2)])
+    assert out[5, 5].any() and not out[15:].any()
