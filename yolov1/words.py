@@ -89,7 +89,7 @@ def source(*, name=NAME, seed=0, size=64, grid=2, words=tuple(LABELS), splits=No
 
 
 def build(out_root="tfrecords", *, name=NAME, num_workers=None, progress=True, **options):
-    """Writes the records to `out_root`/`name` and returns the `detection.Report`; options: of `source`."""
+    """Writes the records to `out_root`/`name` and returns the `building.Report`; options: of `source`."""
     made_up = source(name=name, **options)
     return detection.build_records(made_up, out_root, num_workers=num_workers, progress=progress)
 
