@@ -23,6 +23,7 @@ import os
 import keras
 import tensorflow as tf
 
+from common import workers
 from common.checkpoints import Checkpoints, load_weights, named_variables
 from common.errors import UserError
 from common.run_folder import Log, NonFiniteLoss, Run, Signals, open_run, read_config
@@ -204,11 +205,17 @@ def swapped(variables, ema):
 
 @contextlib.contextmanager
 def worker_errors():
-    """Turns TensorFlow's error about a lost worker of a cluster into one line."""
+    """Raises what happened in a process of `workers.tf_dataset`; TensorFlow's error about a lost worker of a cluster
+    becomes one line.
+    """
     try:
         yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
-        if not os.environ.get("TF_CONFIG"):
+    except tf.errors.OpError as error:
+        original = workers.original_error(error)
+        if original is not None:
+            raise original from None
+        lost = isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError))
+        if not lost or not os.environ.get("TF_CONFIG"):
             raise
         raise UserError("Another worker of TF_CONFIG stopped or cannot be reached, and training needs all of "
                         "them. Start all workers again with the same commands; they go on from the last "

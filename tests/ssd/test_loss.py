@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-import torch
 
 from ssd.loss import l2_loss, num_positives, smooth_l1, ssd_loss, sum_of_hardest
 
@@ -90,6 +89,7 @@ def test_equals_the_loops(positives, ratio):
 
 def test_mining_equals_the_ranks_of_pytorch():
     """The usual PyTorch spelling: the rank of each anchor, from sorting twice, is below the number of negatives."""
+    torch = pytest.importorskip("torch")
     targets, predictions = random_batch(7)
     labels, logits = torch.from_numpy(targets["classes"]).long(), torch.from_numpy(predictions["logits"])
     logits.requires_grad_()
@@ -112,6 +112,7 @@ def test_mining_equals_the_ranks_of_pytorch():
 
 
 def test_localization_equals_pytorch():
+    torch = pytest.importorskip("torch")
     targets, predictions = random_batch(8)
     each = torch.nn.functional.smooth_l1_loss(
         torch.from_numpy(predictions["offsets"]), torch.from_numpy(targets["offsets"]), reduction="none").sum(-1)
