@@ -271,8 +271,8 @@ def main(args):
     folder = preprocess.ensure_records(name)
     config = make_config({**values, "tfrecords": str(folder)}, records.read_manifest(folder))
     if not config["weights"] and not config["batch_norm"]:
-        print("note: the article starts from VGG-16's weights, --weights imagenet; from random weights give --batch_norm.",
-              file=sys.stderr)
+        print("note: the article starts from VGG-16's weights: --weights imagenet. From random weights give "
+              "--batch_norm.", file=sys.stderr)
     run_folder = pathlib.Path(flags.run or pathlib.Path("runs") / "ssd" / pathlib.Path(name).name)
     metrics = train(run_folder, config, strategy)
     if metrics:

@@ -1,4 +1,4 @@
-"""Training as a whole: replicas, resuming with workers, signals, overfitting, the NaN stop, the optimizers, mistakes."""
+"""Training as a whole: replicas, resuming with workers, overfitting, the NaN stop, the optimizers, mistakes."""
 
 import json
 import os
