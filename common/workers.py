@@ -23,17 +23,16 @@ The shared memory is a file that never has a name, and a worker ends when its so
 whoever is killed, without any signal handler.
 """
 
+import atexit
 import collections
 import contextlib
 import errno
 import mmap
 import multiprocessing.connection
-import multiprocessing.spawn
 import operator
 import os
 import pathlib
 import pickle
-import queue
 import selectors
 import shutil
 import signal
@@ -41,7 +40,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import traceback
+import time
 import weakref
 
 import numpy as np
@@ -61,6 +60,7 @@ _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_TH
                 "MALLOC_MMAP_THRESHOLD_": str(32 * 2 ** 20), "MALLOC_TRIM_THRESHOLD_": str(128 * 2 ** 20)}
 
 _last_failure = None          # what ended the last generator of a tf_dataset
+_streams = weakref.WeakSet()  # the generators that tf.data may ask for more at this moment
 
 
 class WorkerError(UserError):
@@ -338,7 +338,43 @@ def tf_dataset(function, specs, jobs, *, batch_size, workers, slots=None, seed=0
 
     signature = {name: tf.TensorSpec([batch_size, *shape], tf.as_dtype(np.dtype(dtype)))
                  for name, (shape, dtype) in specs.items()}
-    return tf.data.Dataset.from_generator(batches, output_signature=signature)
+    return tf.data.Dataset.from_generator(lambda: _Stream(batches()), output_signature=signature)
+
+
+class _Stream:
+    """An iterator that ends when the program does.
+
+    A thread of TensorFlow that is in Python when the interpreter goes never comes back, and who waits for it, such as
+    the end of the process, waits for ever.
+    """
+
+    def __init__(self, generator):
+        self.generator = generator
+        self.lock = threading.Lock()
+        self.ended = False
+        _streams.add(self)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        with self.lock:
+            if self.ended:
+                raise StopIteration
+            return next(self.generator)
+
+
+@atexit.register
+def _end_streams():
+    streams = list(_streams)
+    for stream in streams:
+        stream.ended = True  # it starts nothing more; what it is at, it finishes
+    for stream in streams:
+        if stream.lock.acquire(timeout=10.0):
+            stream.generator.close()
+            stream.lock.release()
+    if streams:
+        time.sleep(0.1)  # until TensorFlow's own Python code behind the last batch is through, too
 
 
 def original_error(error):

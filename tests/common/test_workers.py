@@ -451,3 +451,25 @@ def test_three_datasets_fed_by_tf_data_and_a_program_that_just_ends(ending):
             main.kill()
         assert main.wait(60) == (-signal.SIGKILL if ending == "wait" else 0), main.stderr.read()
     wait_for(lambda: not any(map(alive, pids)))
+
+
+SLOW_JOBS = """
+import time
+import tensorflow as tf
+from common import workers
+from tests.common import jobs
+
+def slow():
+    for i in range(1000):
+        time.sleep(0.3)
+        yield 0, i, b"abc"
+
+batches = iter(workers.tf_dataset(jobs.draw, jobs.SPECS, slow, batch_size=1, workers=0).prefetch(2))
+next(batches)
+"""
+
+
+def test_a_program_ends_while_tf_data_is_in_the_middle_of_a_batch():
+    """The thread that sleeps in `slow` when the interpreter goes would never come back, and the end wait for it."""
+    done = subprocess.run([sys.executable, "-c", SLOW_JOBS], env=environment(), capture_output=True, timeout=60, text=True)
+    assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
