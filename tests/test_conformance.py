@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from autoencoders import model as autoencoders
 from ssd import model as ssd
 from textclf import model as textclf
 from yolov1 import model as yolov1
@@ -54,6 +55,11 @@ MODELS = {
     # Counts: the article prints them. A "picture" is a row of tf-idf.
     "textclf": Case(textclf.textclf, {(8,): (5_124_616, 5_124_616)},
                     functools.partial(textclf.textclf, 3, vocabulary=500, width=256), (500,)),
+    # Counts: the articles' listings; Keras's documentation of its VAE prints 69,076 and 65,089 for the two halves.
+    "dense_autoencoder": Case(autoencoders.dense, {(): (226_512, 226_512)}, autoencoders.dense, (28, 28, 1)),
+    "conv_autoencoder": Case(autoencoders.conv, {(): (4_385, 4_385)}, autoencoders.conv, (28, 28, 1)),
+    "vae": Case(autoencoders.vae, {(): (202_516, 202_516)}, autoencoders.vae, (28, 28, 1)),
+    "conv_vae": Case(autoencoders.conv_vae, {(): (134_165, 134_165)}, autoencoders.conv_vae, (28, 28, 1)),
     # Counts: the layers of the article's listing, added up.
     "yolov1": Case(
         yolov1.humble_yolo, {(2,): (1_406_896, 1_406_896)},

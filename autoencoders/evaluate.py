@@ -1,0 +1,300 @@
+"""How well a run describes pictures: reconstruction loss, KL, ELBO, importance-weighted bound, PSNR; holes.
+
+    python -m autoencoders.evaluate --run runs/autoencoders/mnist --split test
+    python -m autoencoders.evaluate --run runs/autoencoders/mnist --beside runs/autoencoders/mnist-dense
+
+Losses are nats per picture, sums over its pixels. B batch, N pictures, D latent_dim, K samples of a code.
+"""
+
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from autoencoders import figures, holes, predict, preprocess
+from autoencoders.loss import (autoencoder_loss, importance_bound, log_weights, reconstruction_loss,
+                               vae_loss)
+from autoencoders.model import VARIATIONAL, code_of, forward, probs, sample
+from common import cli, drawing, files, records, training
+from common.errors import UserError
+
+SHOWN = 20            # reconstructions in a picture
+RANDOM_CODES = 1000   # decoded to measure holes
+HELD_OUT = 2000       # reconstructions that they are compared with
+PIXELS = 2**26        # of either in memory at most, of training pictures four times as many
+_CHUNK = 50           # samples of a code that are decoded at a time
+
+
+def make_evaluate(model, strategy):
+    """The `@tf.function` from a batch to {"reconstruction", "kl", "psnr", "psnr_inputs", "code", "pictures"}.
+
+    The losses of a variational autoencoder are of a sampled code, as in training; the picture, its PSNR and the
+    code are of the mean.
+    """
+    @tf.function
+    def evaluate(batch):
+        def replica(batch):
+            images, plain = batch["images"], forward(model, batch["inputs"])
+            if "epsilon" in batch:
+                parts = vae_loss(images, forward(model, batch["inputs"], batch["epsilon"]))
+            else:
+                parts = autoencoder_loss(images, plain)
+            pictures = probs(plain["logits"])
+            return {**parts, "psnr": tf.image.psnr(pictures, images, 1.0), "code": code_of(plain),
+                    "pictures": pictures,
+                    "psnr_inputs": tf.image.psnr(batch["inputs"], images, 1.0)}
+
+        return strategy.run(replica, args=(batch,))
+
+    return evaluate
+
+
+def make_importance(model, num_samples, seed=0):
+    """The `@tf.function` from inputs, images [B, H, W, C] and index to the importance-weighted bound [B]."""
+    chunk = next(size for size in range(min(_CHUNK, num_samples), 0, -1) if num_samples % size == 0)
+
+    @tf.function
+    def bound(inputs, images, index):
+        found = model.get_layer("encoder")(inputs, training=False)
+        mean, log_var = found["mean"], found["log_var"]
+        batch, tiled = tf.shape(images)[0], tf.repeat(images, chunk, axis=0)
+
+        def weights(number):
+            key = tf.stack([tf.cast(seed, tf.int64), index[0] * num_samples + tf.cast(number, tf.int64)])
+            epsilon = tf.random.stateless_normal([batch, chunk, mean.shape[-1]], key)
+            z = sample(mean[:, None], log_var[:, None], epsilon)                               # [B, chunk, D]
+            logits = model.get_layer("decoder")(tf.reshape(z, [-1, mean.shape[-1]]), training=False)
+            likelihood = -reconstruction_loss(tiled, logits)
+            z, likelihood = tf.transpose(z, [1, 0, 2]), tf.transpose(tf.reshape(likelihood, [batch, chunk]))
+            return log_weights(likelihood, z, mean, log_var)                                   # [chunk, B]
+
+        spec = tf.TensorSpec([chunk, None], tf.float32)
+        found = tf.map_fn(weights, tf.range(num_samples // chunk), fn_output_signature=spec)
+        return importance_bound(tf.ensure_shape(tf.reshape(found, [num_samples, batch]), [num_samples, None]))
+
+    return bound
+
+
+def batches(folder, split, strategy, config, *, batch_size, limit=0):
+    """The evaluation dataset of a split, distributed over the replicas; batch_size is the global one."""
+    def make_dataset(replica_batch_size, context):
+        return preprocess.evaluation_dataset(
+            folder, split, image_shape=config["image_shape"], batch_size=replica_batch_size, noise=config["noise"],
+            latent_dim=config["latent_dim"] if config["model"] in VARIATIONAL else 0, global_batch_size=batch_size,
+            limit=limit)
+
+    return training.distribute(strategy, make_dataset, batch_size)
+
+
+def few(number, config, pixels=PIXELS):
+    """`number`, or as many pictures of a run's size as have `pixels` pixels together."""
+    return max(1, min(number, pixels // int(np.prod(config["image_shape"]))))
+
+
+def collect(evaluate, dataset, strategy, kept=HELD_OUT):
+    """Runs `evaluate` over an evaluation dataset; returns its values over all pictures, in their order.
+
+    A dict of arrays [N, ...]: what `evaluate` gives, "label", and "images", "inputs", "pictures" of the first
+    `kept` pictures alone.
+    """
+    found = {}
+    for batch in dataset:
+        result = {**batch, **evaluate(batch)}
+        local = {name: np.concatenate([part.numpy() for part in strategy.experimental_local_results(value)])
+                 for name, value in result.items() if name != "epsilon"}
+        real = local["index"] >= 0  # the others fill the last batch up
+        for name, value in local.items():
+            if name not in ("images", "inputs", "pictures") or local["index"][0] < kept:
+                found.setdefault(name, []).append(value[real])
+    if not found:
+        raise UserError("There is nothing to evaluate: the record set has no example in this split.")
+    found = {name: np.concatenate(values) for name, values in found.items()}
+    order = np.argsort(found["index"], kind="stable")
+    pictures = {name: found.pop(name) for name in ("images", "inputs", "pictures")}
+    first = np.argsort(found["index"][:len(pictures["images"])], kind="stable")
+    return {**{name: value[order] for name, value in found.items()},
+            **{name: value[first][:kept] for name, value in pictures.items()}}
+
+
+def summarize(found, config):
+    """The means over all pictures as a dict of plain numbers."""
+    pixels = int(np.prod(config["image_shape"]))
+    mean = {name: float(np.mean(found[name], dtype=np.float64)) for name in ("reconstruction", "kl")
+            if name in found}
+    total = sum(mean.values())
+    summary = {"pictures": len(found["reconstruction"]), **mean, "loss": total,
+               "reconstruction_per_pixel": mean["reconstruction"] / pixels, "psnr": finite_mean(found["psnr"])}
+    if "kl" in mean:
+        summary["elbo"] = -total
+    if config["noise"]:
+        summary["psnr_inputs"] = finite_mean(found["psnr_inputs"])
+    return summary
+
+
+def finite_mean(values):
+    """The mean of those that are finite: a picture that comes back to the last bit has an infinite PSNR."""
+    return float(np.mean(values[np.isfinite(values)], dtype=np.float64)) if np.isfinite(values).any() else None
+
+
+def measure_importance(model, folder, split, config, *, num_samples, limit):
+    """Dict of plain numbers: bound and ELBO, K samples each, of the first `limit` pictures."""
+    many, one = make_importance(model, num_samples), make_importance(model, 1)
+    dataset = preprocess.evaluation_dataset(folder, split, image_shape=config["image_shape"], batch_size=20,
+                                            noise=config["noise"], limit=limit)
+    bounds, elbos = [], []
+    for batch in dataset:
+        real = batch["index"].numpy() >= 0
+        arguments = batch["inputs"], batch["images"], batch["index"]
+        bounds.append(many(*arguments).numpy()[real])
+        elbos.append(one(*arguments).numpy()[real])
+    bounds, elbos = np.concatenate(bounds), np.concatenate(elbos)
+    return {"importance_bound": float(bounds.mean(dtype=np.float64)), "importance_samples": num_samples,
+            "importance_pictures": len(bounds), "importance_elbo": float(elbos.mean(dtype=np.float64))}
+
+
+def decode(model, codes, batch_size=500):
+    """Pictures float32 [M, H, W, C] in 0..1 of codes [M, ...]."""
+    decoder = model.get_layer("decoder")
+    parts = [probs(decoder(tf.constant(codes[i:i + batch_size]), training=False)).numpy()
+             for i in range(0, len(codes), batch_size)]
+    return np.concatenate(parts)
+
+
+def measure_holes(model, config, folder, found, seed=0):
+    """(dict of `holes.measure`, pictures of the random codes): what random codes of this run decode to.
+
+    found: of `collect`. The codes of a plain autoencoder are drawn from those of training pictures.
+    """
+    held = records.count(folder, "train", limit=config["limit"])
+    references, ids = preprocess.read_split(folder, "train", limit=few(held, config, 4 * PIXELS))
+    references = references.astype(np.float32) / 255
+    variational = config["model"] in VARIATIONAL
+    encoder, size = model.get_layer("encoder"), 500
+    codes = found["code"] if variational else np.concatenate([
+        encoder(references[i:i + size], training=False)["code"]
+        for i in range(0, min(len(references), 10_000), size)])
+    drawn = holes.random_codes(codes, few(RANDOM_CODES, config), variational=variational, seed=seed)
+    samples = decode(model, drawn)
+    return holes.measure(samples, found["pictures"], references, ids), samples
+
+
+def draw(model, config, found, samples, labels, title):
+    """{kind: picture}: reconstructions, random samples, plane and grid of a code of two numbers."""
+    rows = [found["images"][:SHOWN], *([found["inputs"][:SHOWN]] if config["noise"] else []),
+            found["pictures"][:SHOWN]]
+    pictures = {"reconstructions": figures.reconstructions(*rows)}
+    if samples is not None:
+        pictures["samples"] = figures.tiles(samples[:100])
+    if found["code"].shape[1:] == (2,):
+        variational = config["model"] in VARIATIONAL
+        pictures["plane"] = figures.plane(found["code"], found["label"], labels, title)
+        pictures["grid"] = figures.tiles(decode(model, holes.plane_codes(found["code"], variational=variational)))
+    return pictures
+
+
+def table(summary):
+    """The summary as text."""
+    lines = [f"{summary['pictures']} pictures; nats per picture"]
+    lines.append(f"reconstruction  {summary['reconstruction']:9.3f}   ({summary['reconstruction_per_pixel']:.5f} "
+                 "a pixel)")
+    if "kl" in summary:
+        lines += [f"KL              {summary['kl']:9.3f}", f"total           {summary['loss']:9.3f}",
+                  f"ELBO            {summary['elbo']:9.3f}"]
+    if "importance_bound" in summary:
+        lines.append(f"bound           {summary['importance_bound']:9.3f}   ({summary['importance_samples']} "
+                     f"weighted samples; ELBO {summary['importance_elbo']:.3f} on the same "
+                     f"{summary['importance_pictures']} pictures)")
+    if summary["psnr"] is not None:
+        noisy = f"   (of the noisy pictures {summary['psnr_inputs']:.2f})" if "psnr_inputs" in summary else ""
+        lines.append(f"PSNR            {summary['psnr']:9.2f} dB{noisy}")
+    if "holes" in summary:
+        found = summary["holes"]
+        lines.append(f"holes           {found['share']:9.3f}   (share of {found['samples']} random codes that "
+                     f"decode to no picture; distance {found['distance']:.4f}, usual "
+                     f"{found['usual_distance']:.4f})")
+        if found["agreement"] is not None:
+            lines.append(f"agreement       {found['agreement']:9.3f}   (labels of the nearest 10; of "
+                         f"reconstructions {found['usual_agreement']:.3f})")
+    return "\n".join(lines)
+
+
+def write_beside(path, model_samples, summary, config, other, folder, seed):
+    """Draws this run's random samples left of those of the run folder `other`, with both shares of holes."""
+    model, theirs = predict.load_run(other)
+    if theirs["image_shape"] != config["image_shape"]:
+        raise UserError(f"--beside must be a run on pictures of {config['image_shape']}, and {other} is of "
+                        f"{theirs['image_shape']}.")
+    strategy = tf.distribute.get_strategy()
+    dataset = batches(folder, summary["split"], strategy, theirs, batch_size=100, limit=HELD_OUT)
+    found = collect(make_evaluate(model, strategy), dataset, strategy, few(HELD_OUT, config))
+    measured, samples = measure_holes(model, theirs, folder, found, seed)
+    titles = [f"{each['model']}, {each['latent_dim']} numbers: holes {share:.2f}"
+              for each, share in ((config, summary["holes"]["share"]), (theirs, measured["share"]))]
+    drawing.write_png(path, figures.beside(figures.tiles(model_samples[:100]), figures.tiles(samples[:100]),
+                                           titles))
+    return measured
+
+
+def define_flags():
+    cli.define_run_flag()
+    flags = cli.flags
+    flags.DEFINE_string("tfrecords", None, "Record set; default: the one the run was trained on.")
+    flags.DEFINE_alias("dataset", "tfrecords")
+    flags.DEFINE_string("split", None, "Split to evaluate; default val, or train of a run with --limit.")
+    flags.DEFINE_integer("limit", 0, "Evaluate the first N examples; 0 takes all.", lower_bound=0)
+    flags.DEFINE_enum("which", "best", ["best", "last"], "Weights of the best or of the last epoch.")
+    flags.DEFINE_integer("batch_size", 100, "Pictures per step over all replicas.", lower_bound=1)
+    flags.DEFINE_integer("importance_samples", 500, "Samples of a code in the importance-weighted bound.",
+                         lower_bound=1)
+    flags.DEFINE_integer("importance_pictures", 200, "Pictures that the bound is computed for; 0 leaves it out.",
+                         lower_bound=0)
+    flags.DEFINE_bool("holes", True, "Decode random codes, and measure how many are no pictures.")
+    flags.DEFINE_string("beside", None, "Another run folder: draw its random samples beside this one's.")
+    flags.DEFINE_integer("seed", 0, "Seed of the random codes.")
+    flags.DEFINE_string("out", None, "Folder of the report; default <run>/evaluation.")
+
+
+def main(args):
+    cli.no_arguments(args)
+    flags = cli.FLAGS
+    strategy = training.make_strategy()
+    with strategy.scope():
+        model, config = predict.load_run(flags.run, flags.which)
+    name = flags.tfrecords or config.get("tfrecords")
+    if not name:
+        raise UserError(f"{flags.run} does not say what it was trained on; say with --tfrecords what to evaluate "
+                        "it on.")
+    limited = bool(config["limit"]) and not flags.tfrecords
+    split = flags.split or ("train" if limited else "val")
+    folder = records.resolve(name, split=split, command=preprocess.command(name))
+    predict.require_shape(folder, config)
+    limit = flags.limit or (config["limit"] if limited and split == "train" else 0)
+    dataset = batches(folder, split, strategy, config, batch_size=flags.batch_size, limit=limit)
+    found = collect(make_evaluate(model, strategy), dataset, strategy, few(HELD_OUT, config))
+    summary, samples = {"split": split, **summarize(found, config)}, None
+    if config["model"] in VARIATIONAL and flags.importance_pictures:
+        count = min(flags.importance_pictures, summary["pictures"])
+        summary |= measure_importance(model, folder, split, config, num_samples=flags.importance_samples,
+                                      limit=count)
+    if flags.holes or flags.beside:
+        summary["holes"], samples = measure_holes(model, config, folder, found, flags.seed)
+    print(table(summary))
+    out = pathlib.Path(flags.out or pathlib.Path(flags.run) / "evaluation")
+    out.mkdir(parents=True, exist_ok=True)
+    title = f"{config['model']}: codes of {summary['pictures']} {split} pictures"
+    for kind, picture in draw(model, config, found, samples, records.read_manifest(folder)["labels"],
+                              title).items():
+        drawing.write_png(out / f"{split}_{kind}.png", picture)
+        print(out / f"{split}_{kind}.png")
+    if flags.beside:
+        path = out / f"{split}_samples_beside.png"
+        summary["beside"] = {"run": flags.beside, **write_beside(path, samples, summary, config, flags.beside,
+                                                                 folder,
+                                                                 flags.seed)}
+        print(f"{path}: {flags.beside} has holes {summary['beside']['share']:.3f}")
+    files.write_json(out / f"{split}.json", summary)
+    print(out / f"{split}.json")
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)
