@@ -10,7 +10,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(include=["common*", "yolov3*", "ssd*", "hourglass*", "cyclegan*", "autoencoders*", "textclf*", "yolov1*"]),
+    packages=find_packages(include=["common*", "yolov3*", "ssd*", "autoencoders*", "textclf*", "yolov1*"]),
     install_requires=[
         "tensorflow>=2.21,<2.22",
         "keras>=3.15,<3.16",
@@ -38,7 +38,7 @@ setup(
         ],
         "mat": ["scipy>=1.13"],  # Matlab files: MPII's own, Leeds Sports Poses
         "openvino": ["openvino>=2026.1"],
-        "bench": ["torch>=2.13", "onnxruntime>=1.20", "tf2onnx>=1.17", "openvino>=2026.1", "pycocotools>=2.0.11",
-                  "grain>=0.2.13"],
+        "bench": ["scikit-learn>=1.5,<2", "torch>=2.13", "onnxruntime>=1.20", "tf2onnx>=1.17",
+                  "openvino>=2026.1", "pycocotools>=2.0.11", "grain>=0.2.13"],
     },
 )
