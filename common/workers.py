@@ -344,8 +344,8 @@ def tf_dataset(function, specs, jobs, *, batch_size, workers, slots=None, seed=0
 class _Stream:
     """An iterator that ends when the program does.
 
-    A thread of TensorFlow that is in Python when the interpreter goes never comes back, and who waits for it, such as
-    the end of the process, waits for ever.
+    Otherwise TensorFlow may ask a generator for more while the interpreter goes. A training of half an hour once ended
+    with its warning about that, and the process took over a minute to go; shorter ones end well either way.
     """
 
     def __init__(self, generator):

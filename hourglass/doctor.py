@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from common import drawing, records
+from common import records
 from common.errors import UserError
 from hourglass import crops, poses
 

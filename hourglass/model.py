@@ -91,7 +91,7 @@ def hourglass(num_joints=16, num_stacks=4, filters=256, order=4, num_residual=1,
         y = conv(features, num_joints, 1, dtype="float32", name=f"heatmaps_{stack}")
         heatmaps.append(y)
         if stack < num_stacks:
-            # The stack's own input is added, too, as in the original (CAddTable of three); the article's code forgot it.
+            # The stack's own input is added, too, as in the original (CAddTable of three); the article forgot it.
             x = keras.layers.Add()([x, conv(features, filters, 1), conv(y, filters, 1)])
     return keras.Model(inputs, heatmaps, name="hourglass")
 

@@ -14,8 +14,8 @@ STRIDE = 4  # pixels of the network input per pixel of a heatmap
 def postprocess(heatmaps, flipped=None, pairs=()):
     """(joints_xy [B, K, 2] in pixels of the network input, scores [B, K], the height of each peak).
 
-    heatmaps [B, h, w, K] of the last stack. flipped: those of the mirrored picture, to be averaged with them; pairs: the
-    joints (left, right) that swap in a mirror.
+    heatmaps [B, h, w, K] of the last stack. flipped: those of the mirrored picture, to be averaged with them; pairs:
+    the joints (left, right) that swap in a mirror.
     """
     if flipped is not None:
         heatmaps = (heatmaps + unflip(flipped, pairs)) / 2

@@ -470,6 +470,7 @@ next(batches)
 
 
 def test_a_program_ends_while_tf_data_is_in_the_middle_of_a_batch():
-    """The thread that sleeps in `slow` when the interpreter goes would never come back, and the end wait for it."""
-    done = subprocess.run([sys.executable, "-c", SLOW_JOBS], env=environment(), capture_output=True, timeout=60, text=True)
+    """A thread of TensorFlow sleeps in `slow` when the interpreter goes; the stream must not keep the process."""
+    done = subprocess.run([sys.executable, "-c", SLOW_JOBS], env=environment(), capture_output=True, timeout=60,
+                          text=True)
     assert done.returncode == 0 and "Error" not in done.stderr, done.stderr

@@ -8,7 +8,8 @@ import tensorflow as tf
 from hourglass import model as models
 
 
-@pytest.mark.parametrize("variant,stacks,order", [("article", 2, 2), ("newell", 2, 2), ("article", 1, 4), ("newell", 3, 1)])
+@pytest.mark.parametrize("variant,stacks,order", [
+    ("article", 2, 2), ("newell", 2, 2), ("article", 1, 4), ("newell", 3, 1)])
 def test_equals_the_same_network_in_pytorch(variant, stacks, order, monkeypatch):
     """In training and in inference, all stacks, with weights copied in the order of creation."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")

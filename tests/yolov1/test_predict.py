@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common import boxes, checkpoints, detection_predict, export, runtime
+from common import checkpoints, detection_predict, export, runtime
 from common.errors import UserError
 from tests.common.test_export import randomize
 from yolov1 import export as yolov1_export
