@@ -4,19 +4,15 @@ Pictures are turned as their EXIF orientation says; boxes are (left, top, right,
 picture as shown. B batch, S side of the network input.
 """
 
-import contextlib
 import functools
-import json
-import os
 import pathlib
-import re
 import sys
 import time
 
 import numpy as np
 import tensorflow as tf
 
-from common import cli, drawing, files, media, runtime
+from common import cli, drawing, media, runtime, writer
 from common.errors import UserError
 
 
@@ -59,76 +55,21 @@ def _readable(found, index, labels):
     return detections
 
 
-class Writer:
-    """Drawn pictures and videos and detections.jsonl in a folder; use it with `with`.
-
-    Every file has its name only when it is complete.
-    """
+class Writer(writer.Writer):
+    """Drawn pictures and videos and detections.jsonl in a folder; use it with `with`."""
 
     def __init__(self, folder, labels):
-        self.folder = pathlib.Path(folder)
+        super().__init__(folder, "detections.jsonl")
         self.labels = labels
-        self._names = set()
-        self._source, self._video = None, None
-
-    def __enter__(self):
-        self._stack = contextlib.ExitStack()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self._stack.enter_context(files.replacing(self.folder / "detections.jsonl"))
-            self._lines = self._stack.enter_context(open(path, "w", encoding="utf-8"))
-        except OSError as error:
-            raise UserError(
-                f"--out {self.folder} cannot be written ({files.reason(error)}). Choose another folder."
-            ) from None
-        return self
 
     def write(self, frame, detections):
         """Draws the detections of one frame and appends its line."""
-        height, width = frame.image.shape[:2]
         boxes_xyxy = [found["box_xyxy"] for found in detections]
         labels = [found["label"] for found in detections]
         scores = [found["score"] for found in detections]
         ids = [self.labels.index(label) for label in labels]
         drawn = drawing.draw_boxes(frame.image, boxes_xyxy, labels, scores, ids)
-        if frame.fps is None:
-            path = self.folder / f"{self._free_name(frame.source)}.png"
-            drawing.write_png(path, drawn)
-        else:
-            path = self._write_video(frame, drawn)
-        line = {"file": frame.source, "frame": frame.index, "width": width, "height": height,
-                "drawn": path.name, "detections": detections}
-        print(json.dumps(line, ensure_ascii=False), file=self._lines)
-
-    def _write_video(self, frame, drawn):
-        if self._video is None or frame.index == 0:
-            self._close_video()
-            size = drawn.shape[1::-1]
-            self._video = media.VideoWriter(self.folder / self._free_name(frame.source), frame.fps, size)
-        self._video.write(drawn)
-        return self._video.path
-
-    def _free_name(self, source):
-        """File name without suffix that no earlier source has taken."""
-        stem = re.sub(r"\W", "_", source)  # "camera 0"
-        if os.path.exists(source):
-            stem = pathlib.Path(source).stem
-        name, number = stem, 2
-        while name in self._names:
-            name, number = f"{stem}_{number}", number + 1
-        self._names.add(name)
-        return name
-
-    def _close_video(self):
-        if self._video is not None:
-            self._video.close()
-            self._video = None
-
-    def __exit__(self, kind, error, traceback):
-        try:
-            self._close_video()
-        finally:
-            self._stack.__exit__(kind, error, traceback)
+        super().write(frame, drawn, {"detections": detections})
 
 
 def predict(arguments, detect, config, out, *, batch_size=1, report=print):
@@ -146,13 +87,13 @@ def predict(arguments, detect, config, out, *, batch_size=1, report=print):
     size = config["image_size"]
     detect([np.zeros([size, size, 3], np.uint8)])  # tracing and the first run are not counted
     count, network_seconds, interrupted, start = 0, 0.0, False, time.perf_counter()
-    with Writer(out, config["labels"]) as writer:
+    with Writer(out, config["labels"]) as written:
         try:
             for batch in _batches(media.frames(arguments, on_unreadable), batch_size):
                 found, seconds = detect([frame.image for frame in batch])
                 network_seconds += seconds
                 for frame, detections in zip(batch, found):
-                    writer.write(frame, detections)
+                    written.write(frame, detections)
                     count += 1
         except KeyboardInterrupt:
             interrupted = True

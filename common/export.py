@@ -218,8 +218,8 @@ def decode_picture(image_bytes, max_pixels=images.MAX_PIXELS):
 class Signature(NamedTuple):
     """What a server offers: `before`, then the network, then `after`."""
 
-    spec: tf.TensorSpec  # of the one input, with its name
-    before: Callable  # input -> tuple: the network's input, and what `after` needs besides
+    spec: tf.TensorSpec | tuple  # of the one input, with its name; several for several inputs
+    before: Callable  # inputs -> tuple: the network's input, and what `after` needs besides
     after: Callable  # (list of the network's outputs, *the rest of that tuple) -> {output name: tensor}
     tables: bool = False  # `before` makes lookup tables: it runs in the bundle's own graph, not traced beforehand
 
@@ -241,13 +241,13 @@ def save(folder, network, signatures, *, requests=(), extra=None):
     # library, which is what tf.saved_model.save makes of it, a server copies the network for each loop and branch.
     with tf.Graph().as_default() as graph, tf1.Session(graph=graph) as session, _quiet():
         for name, (before, after) in traced.items():
-            spec = signatures[name].spec
-            placeholder = tf1.placeholder(spec.dtype, spec.shape, f"{name}_{spec.name}")
-            network_input, *rest = before(placeholder)
+            placeholders = {spec.name: tf1.placeholder(spec.dtype, spec.shape, f"{name}_{spec.name}")
+                            for spec in tf.nest.flatten(signatures[name].spec)}
+            network_input, *rest = before(*placeholders.values())
             each = networks[name]
             outputs = _import(each, network_input, constants[id(each)], f"{name}_network")
             found = {key: tf.identity(value, f"{name}_{key}") for key, value in after(outputs, *rest).items()}
-            definitions[name] = tf1.saved_model.predict_signature_def({spec.name: placeholder}, found)
+            definitions[name] = tf1.saved_model.predict_signature_def(placeholders, found)
         has_tables = tf1.get_collection(tf1.GraphKeys.TABLE_INITIALIZERS)
         builder = tf1.saved_model.Builder(str(folder))
         builder.add_meta_graph_and_variables(session, [tf1.saved_model.tag_constants.SERVING], definitions,
@@ -262,7 +262,7 @@ def save(folder, network, signatures, *, requests=(), extra=None):
 
 def _trace(network, signature):
     """ConcreteFunctions of `before` and `after`; `before` as it is where it makes tables."""
-    before = tf.function(signature.before, input_signature=[signature.spec], autograph=False)
+    before = tf.function(signature.before, input_signature=tf.nest.flatten(signature.spec), autograph=False)
     before = before.get_concrete_function()
     outputs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in network.outputs]
     rest = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in before.outputs[1:]]
