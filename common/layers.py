@@ -100,3 +100,44 @@ class BatchNormalization(keras.layers.Layer):
     def get_config(self):
         config = {"momentum": self.momentum, "epsilon": self.epsilon, "synchronized": self.synchronized}
         return {**super().get_config(), **config}
+
+
+@keras.saving.register_keras_serializable(package="zoo")
+class InstanceNormalization(keras.layers.Layer):
+    """Normalisation of each picture and channel by its own mean and variance, then a scale and an offset.
+
+    Ulyanov et al., "Instance Normalization: The Missing Ingredient for Fast Stylization", 2016. Equal to
+    `keras.layers.GroupNormalization(groups=-1)`, in training and in inference alike.
+
+    Input [B, H, W, C] of any float dtype; scale, offset and statistics stay float32 under every precision. In training
+    with a known B it runs on the fused kernel of batch normalisation, picture by picture, which takes a third to a
+    seventh of the time there and back ([2, 256, 256, 64] in bfloat16 on two cores: 16 ms against 111). Otherwise it is
+    plain arithmetic that every export format knows.
+    """
+
+    def __init__(self, epsilon=1e-5, **kwargs):
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def build(self, input_shape):
+        channels = (input_shape[-1],)
+        self.gamma = self.add_weight(name="gamma", shape=channels, initializer="ones", autocast=False)
+        self.beta = self.add_weight(name="beta", shape=channels, initializer="zeros", autocast=False)
+
+    def call(self, x, training=False):
+        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        if training and x.shape[0]:
+            return tf.concat([self._fused(picture, gamma, beta) for picture in tf.split(x, x.shape[0])], axis=0)
+        x32 = tf.cast(x, tf.float32)
+        mean = tf.reduce_mean(x32, [1, 2], keepdims=True)
+        centred = x32 - mean
+        variance = tf.reduce_mean(tf.square(centred), [1, 2], keepdims=True)
+        return tf.cast(centred * (gamma * tf.math.rsqrt(variance + self.epsilon)) + beta, x.dtype)
+
+    def _fused(self, picture, gamma, beta):
+        empty = tf.zeros([0], tf.float32)
+        return tf.raw_ops.FusedBatchNormV3(x=picture, scale=gamma, offset=beta, mean=empty, variance=empty,
+                                           epsilon=self.epsilon, is_training=True, data_format="NHWC")[0]
+
+    def get_config(self):
+        return {**super().get_config(), "epsilon": self.epsilon}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common.layers import BatchNormalization, Conv2D
+from common.layers import BatchNormalization, Conv2D, InstanceNormalization
 
 # Both compute the same sums in another order; the numbers are about 1, float32 has 1.2e-7 of that.
 FLOAT32 = 1e-5
@@ -209,3 +209,67 @@ def test_convolution_is_a_product_where_it_is_pointwise():
 
     assert "MatMul" in operations(1) and "Conv2D" not in operations(1)
     assert "Conv2D" in operations(3) and "MatMul" not in operations(3)
+
+
+def instance_pair(channels, dtype=None):
+    """Our layer and Keras's with the same scale and offset, which are not 1 and 0."""
+    pair = InstanceNormalization(dtype=dtype), keras.layers.GroupNormalization(groups=-1, epsilon=1e-5, dtype=dtype)
+    for layer in pair:
+        layer.build((None, None, None, channels))
+        layer.gamma.assign(np.linspace(0.5, 2, channels))
+        layer.beta.assign(np.linspace(-1, 1, channels))
+    return pair
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 6, 4), (1, 7, 2, 3), (2, 2, 2, 1)])
+def test_instance_normalisation_equals_keras_with_its_gradients(shape):
+    """On the fused kernel (training) and as plain arithmetic, of a known and of an unknown batch."""
+    ours, theirs = instance_pair(shape[-1])
+    x, weight = data(shape), data(shape, 1)
+    x[0] = 4 * x[0] + 9                                                    # pictures do not share statistics
+    any_batch = tf.function(ours, input_signature=[tf.TensorSpec([None, None, None, shape[-1]])])
+    for y in (ours(x, training=True), ours(x), any_batch(x)):
+        close(y, theirs(x), 3e-5)                                          # of a mean of 9 float32 keeps less
+    for a, b in zip(gradients(ours, x, weight), gradients(theirs, x, weight)):
+        close(a, b, 2e-4)
+
+    def plain(layer, x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(weight * layer(x))
+        return tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])
+
+    for a, b in zip(plain(ours, tf.constant(x)), gradients(theirs, x, weight)):
+        close(a, b, 2e-4)
+
+
+def test_instance_normalisation_by_hand():
+    layer = InstanceNormalization(epsilon=0.0)
+    x = np.array([[[[1.0], [3.0]]], [[[10.0], [50.0]]]], np.float32)
+    for training in (True, False):
+        close(layer(x, training=training)[..., 0], [[[-1, 1]], [[-1, 1]]])
+    same = InstanceNormalization()
+    np.testing.assert_array_equal(same(np.full([1, 3, 3, 2], 7, np.float32), training=True), np.zeros([1, 3, 3, 2]))
+    assert InstanceNormalization.from_config(layer.get_config()).epsilon == 0.0
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("mixed_bfloat16", BFLOAT16), ("mixed_float16", 2.0 ** -8)])
+def test_instance_normalisation_in_half_precision(dtype, tolerance):
+    ours, theirs = instance_pair(4, dtype)
+    x = tf.cast(data((2, 6, 6, 4)), dtype.removeprefix("mixed_"))
+    for y in (ours(x, training=True), ours(x)):
+        assert y.dtype == x.dtype
+        close(y, theirs(x), 2 * tolerance)
+    assert all(weight.dtype == "float32" for weight in ours.weights)
+
+
+def test_instance_normalisation_is_fused_in_training():
+    layer, _ = instance_pair(2)
+
+    def operations(training, batch):
+        function = tf.function(lambda x: layer(x, training=training),
+                               input_signature=[tf.TensorSpec([batch, 4, 4, 2])])
+        return [operation.type for operation in function.get_concrete_function().graph.get_operations()]
+
+    assert operations(True, 2).count("FusedBatchNormV3") == 2
+    assert "FusedBatchNormV3" not in operations(False, 2) + operations(True, None)
