@@ -2,16 +2,16 @@
 
     python -m hourglass.evaluate --run runs/hourglass/mpii [--split val] [--flip_test] [--metric pck]
 
-Every person is cropped around the centre that is annotated, as usual in the literature; nobody is searched for. The
-article's open question, both feet "to the same location", is answered in numbers. P persons, B batch, K joints, S
-side of the network input.
+Every person is cropped around the centre that is annotated, as usual in the literature; nobody is searched for.
+The article's open question, both feet "to the same location", is answered in numbers.
+
+P persons, B batch, K joints.
 """
 
 import pathlib
 import types
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import tensorflow as tf
 
@@ -116,8 +116,8 @@ def choose_metric(body, metric=None):
     """`metric`, or the record set's own; UserError where its joints, or what is installed, do not allow it."""
     metric = metric or body.metric
     if metric == "pck" and len(body.torso) != 2:
-        raise UserError("PCK is measured in lengths of the torso, and this record set does not say which joints are "
-                        "its ends. Give --metric pckh or oks.")
+        raise UserError("PCK is measured in lengths of the torso, and this record set does not say which joints "
+                        "are its ends. Give --metric pckh or oks.")
     if metric == "oks":
         if len(body.sigmas) != len(body.labels):
             raise UserError(f"OKS needs the sigma of every joint, and this record set has {len(body.sigmas)} for "
@@ -152,9 +152,11 @@ def measure(found, body, metric):
     chosen = METRICS[metric]
     thresholds = np.sort(np.append(np.linspace(0, chosen.threshold, STEPS + 1), chosen.strict))
     lengths = reference_lengths(found, body, metric)
-    return {name: keypoints.pck(found["predicted"][:, joints], found["joints"][:, joints], found["visible"][:, joints],
-                                lengths if lengths.ndim == 1 else lengths[:, joints], thresholds)
-            for name, joints in joint_sets(body).items()}
+    sets = {}
+    for name, joints in joint_sets(body).items():
+        arrays = (found[key][:, joints] for key in ("predicted", "joints", "visible"))
+        sets[name] = keypoints.pck(*arrays, lengths if lengths.ndim == 1 else lengths[:, joints], thresholds)
+    return sets
 
 
 def average_precision(found, body):
@@ -172,7 +174,204 @@ def summarize(found, body, metric=None):
     """
     metric = choose_metric(body, metric)
     if metric == "oks":
-        precision = average_precision(found, body)
+        return headline(metric, {}, average_precision(found, body))
+    return headline(metric, measure(found, body, metric))
+
+
+def headline(metric, sets, precision=None):
+    """What `summarize` returns, of `measure` or of `average_precision`."""
+    if metric == "oks":
         return {"oks_ap": precision["AP"], "oks_ap50": precision["AP50"]}
     names = (metric, f"{metric}_no_pelvis_thorax")
-    return {name: float(pck.mean[-1]) for name, pck in zip(names, measure(found, body, metric).values())}
+    return {name: float(pck.mean[-1]) for name, pck in zip(names, sets.values())}
+
+
+def details(found, body, metric):
+    """(dict for the JSON file, {joint set: `keypoints.Pck`}) of `collect`'s arrays; NaN where there is nothing."""
+    chosen, sets = METRICS[metric], measure(found, body, metric)
+    precision = average_precision(found, body) if metric == "oks" else None
+    every = next(iter(sets.values()))
+    strict = int(np.searchsorted(every.thresholds, chosen.strict))
+    summary = {**headline(metric, sets, precision), "persons": len(found["index"]), "metric": metric,
+               "threshold": chosen.threshold, "unit": chosen.unit, "left_out": every.left_out,
+               "sets": {}, "joints": {}}
+    for name, pck in sets.items():
+        summary["sets"][name] = {
+            "joints": int(pck.count.sum()), chosen.name: float(pck.mean[-1]),
+            chosen.strict_name: float(pck.mean[strict]), "area": pck.area_mean,
+            "mean of the joints": float(pck.joint_mean[-1])}
+    for joint, label in enumerate(body.labels):
+        summary["joints"][label] = {
+            "joints": int(every.count[joint]), chosen.name: float(every.curve[-1, joint]),
+            chosen.strict_name: float(every.curve[strict, joint]), "area": float(every.area[joint])}
+    if metric == "oks":
+        arrays = (found[key] for key in ("predicted", "joints", "visible", "area"))
+        summary["oks"] = {**precision, "mean": float(np.nanmean(keypoints.oks(*arrays, body.sigmas)))}
+    summary["left_and_right"] = left_and_right(found, body, metric)
+    return summary, sets
+
+
+def left_and_right(found, body, metric):
+    """{"left, right": {what: [how often, of how many]}} for each pair of joints.
+
+    "exchanged": predicted joints that lie within the threshold of the other side's true one, not of their own.
+    "on one spot": persons whose two joints are closer than doctor.COINCIDE of the body's height, as predicted and
+    as annotated, where both are annotated; and as predicted where only one is: the article's "only one foot in the
+    image".
+    """
+    pairs, annotated = [list(pair) for pair in body.pairs], found["visible"] > 0
+    alone = np.zeros_like(annotated)
+    for pair in pairs:
+        alone[:, pair] = (annotated[:, pair[0]] != annotated[:, pair[1]])[:, None]
+
+    def together(joints, visible):
+        persons = types.SimpleNamespace(joints=joints, visible=visible, scale=found["scale"])
+        return doctor.coinciding(persons, pairs)
+
+    columns = {
+        "exchanged": keypoints.exchanged(found["predicted"], found["joints"], annotated,
+                                         reference_lengths(found, body, metric), pairs, METRICS[metric].threshold),
+        "predicted on one spot": together(found["predicted"], annotated),
+        "annotated on one spot": together(found["joints"], annotated),
+        "predicted on one spot, one of them annotated": together(found["predicted"], alone)}
+    return {", ".join(body.labels[joint] for joint in pair): {what: list(counts[number])
+                                                             for what, counts in columns.items()}
+            for number, pair in enumerate(pairs)}
+
+
+def table(summary):
+    """`details` as text: a line a joint, the joint sets, what was left out, left and right."""
+    chosen = METRICS[summary["metric"]]
+    width = max(map(len, [*summary["joints"], *summary["sets"], "mean of the joints"]))
+    lines = [f"{'joint':{width}}  {'joints':>7}  {chosen.name:>8}  {chosen.strict_name:>8}  {'area':>6}"]
+    for name, row in {**summary["joints"], **summary["sets"]}.items():
+        lines.append(f"{name:{width}}  {row['joints']:7d}  {row[chosen.name]:8.3f}  {row[chosen.strict_name]:8.3f}"
+                     f"  {row['area']:6.3f}")
+        if name in summary["sets"]:
+            lines.append(f"{'  mean of the joints':{width}}  {'':7}  {row['mean of the joints']:8.3f}")
+    left_out = "; ".join(f"{what}: {times}" for what, times in summary["left_out"].items())
+    lines.append(f"{summary['persons']} persons, distances in {chosen.unit}, area under the curve up to "
+                 f"{chosen.threshold:g}; left out: {left_out}")
+    if "oks" in summary:
+        lines.append("OKS  " + "  ".join(f"{name} {value:.3f}" for name, value in summary["oks"].items()))
+    if summary["left_and_right"]:
+        width = max(map(len, summary["left_and_right"]))
+        heads = ("exchanged", "on one spot", "annotated there", "only one annotated")
+        lines.append(f"{'left and right':{width}}" + "".join(f"  {head:>18}" for head in heads))
+    for pair, row in summary["left_and_right"].items():
+        lines.append(f"{pair:{width}}" + "".join(f"  {share(*counts):>18}" for counts in row.values()))
+    return "\n".join(lines)
+
+
+def share(times, total):
+    """"3 of 60 (5.0%)"."""
+    return f"{times} of {total} ({times / total:.1%})" if total else "-"
+
+
+def person_errors(found, body, metric):
+    """[P]: mean distance of a person's joints in thresholds, each at most 2; NaN where nothing counts."""
+    apart = keypoints.distances(found["predicted"], found["joints"], found["visible"],
+                                reference_lengths(found, body, metric)) / METRICS[metric].threshold
+    counts = ~np.isnan(apart)
+    total = np.where(counts, np.minimum(apart, 2), 0).sum(axis=1)
+    return np.where(counts.any(axis=1), total / np.maximum(counts.sum(axis=1), 1), np.nan)
+
+
+def choose_samples(errors, count=SAMPLES, seed=0):
+    """{"worst", "best", "random": int arrays}: which of the persons with these errors [P] to draw."""
+    known = np.flatnonzero(np.isfinite(errors))
+    order = known[np.argsort(errors[known], kind="stable")]
+    drawn = np.random.default_rng(seed).permutation(len(errors))[:count]
+    return {kind: chosen for kind, chosen in
+            {"worst": order[::-1][:count], "best": order[:count], "random": np.sort(drawn)}.items() if len(chosen)}
+
+
+def draw_persons(folder, split, found, body, chosen, side=SIDE):
+    """(picture uint8, file names) of the persons `chosen` (positions in `found`), in that order.
+
+    Each as evaluation crops it, annotated on the left, predicted on the right; joints that are not annotated are
+    drawn on neither. Red is the person's right, blue the left.
+    """
+    colors, drawn = doctor.side_colors(body), {}
+    wanted = found["index"][np.asarray(chosen, np.int64)]
+    stream = records.dataset(folder, split, epochs=1).filter(lambda item: tf.reduce_any(item["index"] == wanted))
+    for item in stream.take(len(set(wanted.tolist()))):
+        index = int(item["index"])
+        example = {key: value.numpy() for key, value in poses.parse(item["record"], len(body.labels)).items()}
+        matrix = crops.to_picture(crops.crop_box(example["center"].astype(float), example["scale"]), side)
+        image = crops.view(example["image_bytes"], matrix, side)
+        row = int(np.searchsorted(found["index"], index))
+        halves = [drawing.draw_skeletons(image, [crops.move(crops.invert(matrix), joints_xy)],
+                                         [example["visible"] > 0], body.skeleton, colors=colors)
+                  for joints_xy in (found["joints"][row], found["predicted"][row])]
+        drawn[index] = np.concatenate(halves, axis=1), example["filename"].decode(errors="replace")
+    pictures, names = zip(*(drawn[index] for index in wanted.tolist()))
+    return drawing.grid(pictures, columns=3), list(names)
+
+
+def draw_curves(path, sets, body, metric, title):
+    """Writes the PNG of the share of right joints over the threshold, a line a joint, and the mean of all."""
+    every = next(iter(sets.values()))
+    lines = {f"{label} {every.curve[-1, joint]:.2f}": (every.thresholds, every.curve[:, joint])
+             for joint, label in enumerate(body.labels) if every.count[joint]}
+    lines[f"all {every.mean[-1]:.2f}"] = every.thresholds, every.mean
+    drawing.curves(path, lines, xlabel=f"threshold, {METRICS[metric].unit}", ylabel="share of joints within it",
+                   title=title, xlim=(0, METRICS[metric].threshold), ylim=(0, 1.02))
+
+
+def write_report(out, split, found, body, metric, folder):
+    """Writes <split>.json, curves and samples to `out`; returns (the summary, paths)."""
+    summary, sets = details(found, body, metric)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = {"curves": out / f"{split}_{metric}.png"}
+    draw_curves(paths["curves"], sets, body, metric, f"{split}: {len(found['index'])} persons")
+    errors, summary["samples"] = person_errors(found, body, metric), {}
+    for kind, chosen in choose_samples(errors).items():
+        picture, names = draw_persons(folder, split, found, body, chosen)
+        paths[kind] = out / f"{split}_{kind}.png"
+        drawing.write_png(paths[kind], picture)
+        summary["samples"][kind] = [
+            {"file": name, "person_id": int(found["person_id"][row]),
+             "error": float(errors[row]) if np.isfinite(errors[row]) else None}
+            for name, row in zip(names, chosen)]
+    if metric == "oks":
+        paths["results"] = out / f"{split}_coco_results.json"
+        files.write_json(paths["results"], keypoints.coco_results(found["predicted"], found["scores"],
+                                                                  found["image_id"]))
+    return summary, paths
+
+
+def define_flags():
+    detection_evaluate.define_flags()
+    cli.flags.DEFINE_enum("metric", None, list(METRICS), "PCKh@0.5, PCK@0.2 of the torso, or OKS average "
+                          "precision; default: the record set's own.")
+    cli.flags.DEFINE_bool("flip_test", False, "Average the heatmaps with those of the mirrored crop.")
+
+
+def main(args):
+    cli.no_arguments(args)
+    flags = cli.FLAGS
+    strategy = training.make_strategy()
+    with strategy.scope():
+        model, config = load_run(flags.run, flags.which)
+    folder, split, limit = detection_evaluate.choose_records(flags, config, preprocess.command)
+    body = poses.body_of(folder)
+    metric = choose_metric(body, flags.metric)
+    predict = make_predict(model, strategy, body.pairs, flags.flip_test)
+    dataset = batches(folder, split, strategy, config, batch_size=flags.batch_size, limit=limit)
+    found = collect(predict, dataset, strategy)
+    if metric == "pckh" and not (found["head_size"] > 0).any():
+        raise UserError(f"PCKh is measured in head sizes, and no person of {split} of {folder} has one. "
+                        "Give --metric pck or oks.")
+    out = pathlib.Path(flags.out or pathlib.Path(flags.run) / "evaluation")
+    summary, paths = write_report(out, split, found, body, metric, folder)
+    print(table(summary))
+    summary = {"split": split, "flip_test": flags.flip_test, **summary}
+    paths["json"] = out / f"{split}.json"
+    files.write_json(paths["json"], detection_evaluate.without_nan(summary))
+    for path in paths.values():
+        print(path)
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)

@@ -1,7 +1,7 @@
 """Figures of poses: PCK and PCKh, left and right exchanged, OKS average precision (that one needs pycocotools).
 
 Joints are (x, y) in pixels of the picture, pixel i from i to i + 1. `visible` [P, K] is 0 for joints that are not
-annotated. `reference_length` [P], or [P, K], is what distances are measured in, and 0 or NaN where it is not known.
+annotated. `reference_length` [P], or [P, K], is what distances are measured in; 0 or NaN where it is not known.
 
 P persons, K joints, T thresholds.
 """
@@ -48,9 +48,9 @@ def distances(predicted, truth, visible, reference_length):
 def pck(predicted, truth, visible, reference_length, thresholds):
     """`Pck`, the percentage of correct keypoints, as shares in 0..1.
 
-    predicted, truth [P, K, 2]. A joint is right if its distance is at most the threshold times the reference length.
-    thresholds [T] go up. Occluded joints count like visible ones, joints that are not annotated never (MPII's and
-    HRNet's evaluation code).
+    predicted, truth [P, K, 2]; thresholds [T] go up. A joint is right if its distance is at most the threshold
+    times the reference length. Occluded joints count like visible ones, joints that are not annotated never (the
+    evaluation code of MPII and of HRNet).
     """
     thresholds = np.asarray(thresholds, np.float64)
     apart, annotated = distances(predicted, truth, visible, reference_length), np.asarray(visible) > 0
@@ -101,7 +101,7 @@ def oks_lengths(area, sigmas):
 
 
 def oks(predicted, truth, visible, area, sigmas):
-    """[P]: object keypoint similarity, the mean of exp(-d**2 / 2) over a person's annotated joints; NaN without."""
+    """[P]: object keypoint similarity, the mean of exp(-d**2 / 2) of a person's annotated joints; NaN without."""
     apart = distances(predicted, truth, visible, oks_lengths(area, sigmas))
     counts = ~np.isnan(apart)
     similarity = np.where(counts, np.exp(-np.square(np.where(counts, apart, 0)) / 2), 0)
@@ -120,9 +120,10 @@ def coco_results(predicted, scores, image_id):
 
     predicted [P, K, 2], scores [P, K], image_id [P]. COCO counts from the middle of the first pixel, hence - 0.5.
     """
-    triples = np.concatenate([np.asarray(predicted, np.float64) - 0.5, np.asarray(scores, np.float64)[..., None]], 2)
-    return [{"image_id": int(image), "category_id": 1, "keypoints": triple.reshape(-1).tolist(), "score": float(score)}
-            for image, triple, score in zip(image_id, triples, person_scores(scores))]
+    joints_xy = np.asarray(predicted, np.float64) - 0.5
+    triples = np.concatenate([joints_xy, np.asarray(scores, np.float64)[..., None]], axis=2)
+    return [{"image_id": int(image), "category_id": 1, "keypoints": triple.reshape(-1).tolist(),
+             "score": float(score)} for image, triple, score in zip(image_id, triples, person_scores(scores))]
 
 
 def coco_truths(truth, visible, area, box, image_id):
