@@ -1,0 +1,245 @@
+"""From the pictures of two domains to records, and from records to batches for the networks.
+
+    python -m cyclegan.preprocess --dataset horse2zebra                          downloads it
+    python -m cyclegan.preprocess --dataset horse2zebra --source FOLDER          trainA, trainB, testA, testB
+    python -m cyclegan.preprocess --dataset celeba --source FOLDER               men and women
+    python -m cyclegan.preprocess --dataset mine --source_a CATS --source_b DOGS --visualize
+
+Each side has its own records and is shuffled on its own: which picture of B comes with one of A is another in every
+epoch, and the shorter side starts anew while the longer one goes on (the original repository zipped both sides and
+shuffled the pairs). records -> parse -> augment, or resize alone -> batches.
+
+B batch, H, W picture, S side of what the networks get. Their range is -1..1.
+"""
+
+import pathlib
+import shlex
+
+import numpy as np
+import tensorflow as tf
+
+from common import building, cli, drawing, images, records
+from common.errors import UserError
+from cyclegan import sources
+
+KIND = "unpaired pictures"
+RESIZED = 286 / 256  # sides before the random crop, as in the paper's code
+_SIDES = "AB"
+
+
+def encode_example(picture, filename):
+    """A serialized tf.train.Example of an `images.Picture`."""
+    def ints(value):
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+
+    def text(value):
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+    return tf.train.Example(features=tf.train.Features(feature={
+        "image/encoded": text(picture.data), "image/height": ints(picture.height),
+        "image/width": ints(picture.width), "image/filename": text(filename.encode())})).SerializeToString()
+
+
+def parse(record):
+    """One record as {"image_bytes": string, "height", "width": int32, "filename": string}; works in a graph."""
+    kinds = {"image/encoded": tf.string, "image/height": tf.int64, "image/width": tf.int64,
+             "image/filename": tf.string}
+    found = tf.io.parse_single_example(record, {key: tf.io.FixedLenFeature([], kind) for key, kind in kinds.items()})
+    return {"image_bytes": found["image/encoded"], "height": tf.cast(found["image/height"], tf.int32),
+            "width": tf.cast(found["image/width"], tf.int32), "filename": found["image/filename"]}
+
+
+def resize(image, size):
+    """uint8 [H, W, 3] as float32 [S, S, 3] in 0..255: bicubic, averaged where it shrinks, as Pillow does.
+
+    Both sides become S, whatever they were, as in the paper's code.
+    """
+    return tf.clip_by_value(tf.image.resize(image, [size, size], "bicubic", antialias=True), 0.0, 255.0)
+
+
+def augment(image, key, size, flip=True):
+    """float32 [S, S, 3] in 0..255: resized to 286 / 256 of S, a random S x S of it, mirrored half of the time.
+
+    image uint8 [H, W, 3]; key int64 [2], from which all random numbers follow.
+    """
+    large = round(size * RESIZED)
+    image = resize(image, large)
+    draws = tf.random.stateless_uniform([3], key)
+    top, left = tf.unstack(tf.cast(draws[:2] * (large - size + 1), tf.int32))
+    image = tf.slice(image, [top, left, 0], [size, size, 3])
+    return tf.where(draws[2] < 0.5, tf.reverse(image, [1]), image) if flip else image
+
+
+def to_floats(image):
+    """0..255 as float32 in -1..1, what the networks take and give."""
+    return tf.cast(image, tf.float32) / 127.5 - 1.0
+
+
+def to_bytes(images):
+    """uint8 NumPy array of what is -1..1; what lies outside is cut."""
+    return np.rint(np.clip((np.asarray(images, np.float32) + 1) * 127.5, 0, 255)).astype(np.uint8)
+
+
+def steps_per_epoch(folder, batch_size, limit=0):
+    """Batches that cover the longer side once; at least 1."""
+    longer = max(records.count(folder, f"train{side}", limit=limit) for side in _SIDES)
+    return max(1, longer // batch_size)
+
+
+def training_dataset(folder, *, image_size, batch_size, seed, augmented=True, flip=True, start_step=0,
+                     global_batch_size=None, limit=0, num_workers=1, worker=0):
+    """Endless batches {"a": float32 [B, S, S, 3] in -1..1, "b": the same} of pictures that do not belong together.
+
+    Step k takes the pictures k * global_batch_size onwards of each side's own endless stream of epochs, so that
+    training can start at any step; order, crops and flips depend on (seed, side, epoch, index) alone. An epoch of a
+    side holds each of its pictures once, so the shorter side is in a later epoch. batch_size is a replica's.
+    """
+    start = start_step * (global_batch_size or batch_size)
+
+    def stream(side):
+        split, number = f"train{side}", _SIDES.index(side)
+        per_epoch = records.count(folder, split, limit=limit) // num_workers * num_workers
+        shuffled = records.dataset(folder, split, seed=2 * seed + number, limit=limit, num_shards=num_workers,
+                                   start=divmod(start, max(per_epoch, 1)), shard_index=worker)
+
+        def prepare(item):
+            image = images.decode(parse(item["record"])["image_bytes"])
+            if not augmented:
+                return to_floats(resize(image, image_size))
+            key = tf.random.experimental.stateless_fold_in(tf.constant([seed, number], tf.int64), item["epoch"])
+            key = tf.random.experimental.stateless_fold_in(key, item["index"])
+            return to_floats(augment(image, key, image_size, flip))
+
+        return shuffled.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+
+    dataset = tf.data.Dataset.zip({side.lower(): stream(side) for side in _SIDES})
+    return dataset.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_size=None, limit=0):
+    """Batches {"images": float32 [B, S, S, 3] in -1..1, "index": int64 [B]} of one side, each picture once.
+
+    split: testA, trainB, ... In the order of the records, resized to S x S; index -1 fills the last global batch up.
+    """
+    dataset = records.dataset(folder, split, epochs=1, limit=limit)
+
+    def prepare(item):
+        image = images.decode(parse(item["record"])["image_bytes"])
+        return {"images": to_floats(resize(image, image_size)), "index": item["index"]}
+
+    dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    filler = dataset.take(1).map(lambda example: {**example, "index": tf.constant(-1, tf.int64)})
+    missing = -records.count(folder, split, limit=limit) % (global_batch_size or batch_size)
+    dataset = dataset.concatenate(filler.repeat(missing))
+    return dataset.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+def domains(folder):
+    """[name of A, name of B] of a record set; a UserError where it is of another kind."""
+    manifest = records.read_manifest(folder)
+    if manifest.get("kind") != KIND:
+        raise UserError(f"{folder} must hold records of {KIND}, and holds {manifest.get('kind') or 'others'}. "
+                        "Build a set with python -m cyclegan.preprocess.")
+    return manifest["labels"]
+
+
+def ensure_records(name):
+    """The folder of the record set `name` (or a path), built on the spot if its data can be had at once."""
+    name = name.removeprefix("cycle_gan/")
+    try:
+        return records.resolve(name, split="trainA", command=command(name))
+    except UserError as missing:
+        if name == "demo":
+            return build(name)
+        if name not in sources.TFDS:
+            raise UserError(f"{missing} Without a folder, {', '.join(sources.TFDS)} and demo can be had.") from None
+        try:
+            return build(name)
+        except UserError as error:
+            raise UserError(f"{missing} (not done on the spot: {error})") from None
+
+
+def command(name):
+    """The command line that builds the record set `name`."""
+    name = pathlib.Path(name).name
+    source = "" if name == "demo" else f" --source {name if name in sources.TFDS else 'FOLDER'}"
+    return f"python -m cyclegan.preprocess --dataset {shlex.quote(name)}{source}"
+
+
+def build(name, source=None, folder=None, *, shards=None, num_workers=None, skip_bad=False, **choices):
+    """Writes the records of a data set, says what was mended and skipped, and returns their folder.
+
+    source, choices (source_a, source_b, attribute, labels, seed): as in `sources.find`. Raises UserError.
+    """
+    name = name.removeprefix("cycle_gan/")
+    folder = pathlib.Path(folder or pathlib.Path("tfrecords") / name)
+    found = sources.find(name, source, **choices)
+
+    def example(item):
+        image, filename = found.load(item)
+        picture = upright(building.read_picture(image, filename)[0])
+        return encode_example(picture, filename), picture.height * picture.width, dict.fromkeys(picture.repairs, 1)
+
+    building.build(folder, found.splits, example, kind=KIND, labels=found.labels, builder="cyclegan.preprocess",
+                   origin=found.origin, units=("pictures", "pixels"), shards=shards, num_workers=num_workers,
+                   on_bad="skip" if skip_bad else "error")
+    return folder
+
+
+def upright(picture):
+    """An `images.Picture` turned as its EXIF orientation says: TensorFlow's decoder would ignore that."""
+    orientation = images.read_header(picture.data).orientation
+    if orientation == 1:
+        return picture
+    image = np.ascontiguousarray(images.upright(images.decode(picture.data).numpy(), orientation))
+    data = tf.io.encode_jpeg(image, quality=95, chroma_downsampling=False).numpy()
+    return images.Picture(data, "jpeg", image.shape[1], image.shape[0],
+                          (*picture.repairs, "picture turned as its EXIF orientation says"))
+
+
+def visualize(folder, path, *, image_size, seed=0, columns=8):
+    """Writes a PNG of the first batches as training gets them: a row of A, a row of B, and once more."""
+    batches = training_dataset(folder, image_size=image_size, batch_size=columns, seed=seed).take(2)
+    pictures = [picture for batch in batches for side in "ab" for picture in to_bytes(batch[side])]
+    drawing.write_png(path, drawing.grid(pictures, columns=columns))
+
+
+def define_flags():
+    flags = cli.flags
+    flags.DEFINE_string("dataset", None, f"{', '.join(sources.TFDS)}, celeba, demo, or a name for your own folders.")
+    flags.DEFINE_string("source", None, "Folder with trainA and trainB, or of CelebA; default: tensorflow-datasets.")
+    flags.DEFINE_string("source_a", None, "Folder of the pictures of A, in place of --source.")
+    flags.DEFINE_string("source_b", None, "Folder of the pictures of B.")
+    flags.DEFINE_string("attribute", None, "Of CelebA: A has it, B does not; default Male.")
+    flags.DEFINE_list("labels", None, "Names of A and B, horse,zebra; default: as found.")
+    flags.DEFINE_string("out", None, "Folder of the records; default tfrecords/<dataset>.")
+    flags.DEFINE_integer("shards", None, "Files per split; default one for 1,000 pictures.", lower_bound=1)
+    flags.DEFINE_integer("workers", None, "Pictures read at a time; default one per CPU.", lower_bound=1)
+    flags.DEFINE_bool("skip_bad", False, "Leave out, and list, pictures that cannot be used.")
+    flags.DEFINE_bool("visualize", False, "Draw batches of A and B as training gets them.")
+    flags.DEFINE_integer("image_size", 256, "Side of the pictures that --visualize draws.", lower_bound=16)
+    flags.DEFINE_integer("seed", 0, "Seed of made-up pictures and of drawn batches.")
+
+
+def main(args):
+    cli.no_arguments(args)
+    flags = cli.FLAGS
+    if not flags.dataset:
+        raise UserError("Give --dataset NAME: horse2zebra or another set of the paper, celeba, demo, or a name for "
+                        "folders of your own, which --source or --source_a and --source_b then name.")
+    if flags.labels and (len(flags.labels) != 2 or flags.labels[0] == flags.labels[1] or "" in flags.labels):
+        raise UserError(f"--labels must be two different names, horse,zebra; {','.join(flags.labels)!r} came.")
+    name = flags.dataset.removeprefix("cycle_gan/")
+    folder = pathlib.Path(flags.out or pathlib.Path("tfrecords") / name)
+    if flags.source or flags.source_a or not (flags.visualize and (folder / records.MANIFEST).is_file()):
+        build(name, flags.source, folder, shards=flags.shards, num_workers=flags.workers, skip_bad=flags.skip_bad,
+              source_a=flags.source_a, source_b=flags.source_b, attribute=flags.attribute, labels=flags.labels,
+              seed=flags.seed)
+    if flags.visualize:
+        path, (a, b) = folder / "pictures.png", domains(folder)
+        visualize(folder, path, image_size=flags.image_size, seed=flags.seed)
+        print(f"{path}: rows of {a} and of {b} as training gets them")
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)
