@@ -90,20 +90,22 @@ def distribute(strategy, make_dataset, global_batch_size):
 
 @keras.saving.register_keras_serializable(package="zoo")
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A warm-up to `learning_rate`, then "constant", "cosine" (to zero), "step" (`factor` at each of `drops`) or
-    "exponential" (`factor` once in every `decay_steps`, evenly).
+    """A warm-up to `learning_rate`, then "constant", "linear" (constant for the first half, then evenly to zero),
+    "cosine" (to zero), "step" (`factor` at each of `drops`) or "exponential" (`factor` once in every
+    `decay_steps`, evenly).
 
     During the first `warmup_steps` the rate is learning_rate * ((step + 1) / warmup_steps) ** warmup_power:
     linear, or with power 4 Darknet's burn-in (network.c, get_current_rate). drops are fractions of
     `total_steps`; Darknet's YOLOv3 has 0.8 and 0.9 with factor 0.1. The cosine is over the steps after the
-    warm-up (Loshchilov, Hutter, SGDR, eq. 5, one cycle). The exponential counts from step 0, warm-up or not, as
-    tf.train.exponential_decay does.
+    warm-up (Loshchilov, Hutter, SGDR, eq. 5, one cycle). The halves of "linear" are of `total_steps`, and at
+    that step, the first that is not taken, the rate is zero (Zhu et al., CycleGAN, sec. 7.1). The exponential
+    counts from step 0, warm-up or not, as tf.train.exponential_decay does.
     """
 
     def __init__(self, name, learning_rate, total_steps, warmup_steps=0, warmup_power=1.0, drops=(0.8, 0.9),
                  factor=0.1, decay_steps=1):
-        if name not in ("constant", "cosine", "step", "exponential"):
-            raise UserError(f"A schedule must be constant, cosine, step or exponential, not {name!r}.")
+        if name not in ("constant", "linear", "cosine", "step", "exponential"):
+            raise UserError(f"A schedule must be constant, linear, cosine, step or exponential, not {name!r}.")
         self.name = name
         self.learning_rate = float(learning_rate)
         self.total_steps = int(total_steps)
@@ -115,7 +117,9 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step):
         step = tf.cast(step, tf.float32)
-        if self.name == "cosine":
+        if self.name == "linear":
+            scale = tf.clip_by_value(2 * (1 - step / max(self.total_steps, 1)), 0.0, 1.0)
+        elif self.name == "cosine":
             rest = max(self.total_steps - self.warmup_steps, 1)
             done = tf.clip_by_value((step - self.warmup_steps) / rest, 0.0, 1.0)
             scale = 0.5 * (1 + tf.cos(math.pi * done))
@@ -136,7 +140,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def schedule(name, learning_rate, total_steps, warmup_steps=0, warmup_power=1.0, **options):
-    """A learning-rate schedule by name: constant, cosine, step or exponential; see `Schedule`."""
+    """A learning-rate schedule by name: constant, linear, cosine, step or exponential; see `Schedule`."""
     return Schedule(name, learning_rate, total_steps, warmup_steps, warmup_power, **options)
 
 

@@ -99,12 +99,17 @@ def test_schedules():
         [2, 1 + math.cos(math.pi / 4), 1, 0, 0], abs=1e-6)
     exponential = training.schedule("exponential", 2.0, 100, warmup_steps=2, factor=0.25, decay_steps=10)
     assert [float(exponential(step)) for step in (0, 1, 5, 10, 20)] == pytest.approx([1, 2, 1, 0.5, 0.125])
+    linear = training.schedule("linear", 2e-4, 200)
+    assert [float(linear(step)) for step in (0, 99, 100, 101, 150, 199, 200, 300)] == pytest.approx(
+        [2e-4, 2e-4, 2e-4, 1.98e-4, 1e-4, 2e-6, 0, 0], rel=1e-5)                 # 1 - 199 / 200 in float32
+    odd = training.schedule("linear", 1.0, 5, warmup_steps=2)
+    assert [float(odd(step)) for step in range(6)] == pytest.approx([0.5, 1, 1, 0.8, 0.4, 0])
     optimizer = keras.optimizers.SGD(burn_in)
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert float(again._learning_rate(85)) == pytest.approx(0.1)
     assert training.Schedule(**exponential.get_config()).get_config() == exponential.get_config()
-    with pytest.raises(UserError, match="constant, cosine, step or exponential"):
-        training.schedule("linear", 0.1, 100)
+    with pytest.raises(UserError, match="constant, linear, cosine, step or exponential"):
+        training.schedule("square", 0.1, 100)
 
 
 def test_average_of_the_weights(one_replica, two_replicas):
