@@ -130,8 +130,8 @@ def test_exchanged_by_hand():
 
 # OKS.
 
-COCO_SIGMAS = np.array([.026, .025, .025, .035, .035, .079, .079, .072, .072, .062, .062, .107, .107, .087, .087, .089,
-                        .089])
+COCO_SIGMAS = np.array([.026, .025, .025, .035, .035, .079, .079, .072, .072, .062, .062, .107, .107, .087, .087,
+                        .089, .089])
 
 
 def shifted(similarity):
@@ -163,7 +163,7 @@ def crowd():
     rng = np.random.default_rng(2)
     corner, side = rng.uniform(0, 300, (30, 1, 2)), rng.uniform(40, 200, (30, 1, 2))
     truth = (corner + side * rng.uniform(0, 1, (30, 17, 2))).astype(np.float32)
-    error = rng.normal(0, 1, truth.shape) * rng.uniform(0.005, 0.12, (30, 1, 1)) * np.sqrt(side.prod(-1))[..., None]
+    error = rng.normal(0, 1, truth.shape) * rng.uniform(0.005, 0.12, (30, 1, 1)) * side.mean(-1)[..., None]
     visible = rng.choice(3, (30, 17), p=[0.3, 0.2, 0.5])
     visible[:, 0] = 2
     return (truth + error, rng.uniform(0, 1, (30, 17)), truth, visible, 0.6 * side.prod(-1)[:, 0],
