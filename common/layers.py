@@ -109,10 +109,10 @@ class InstanceNormalization(keras.layers.Layer):
     Ulyanov et al., "Instance Normalization: The Missing Ingredient for Fast Stylization", 2016. Equal to
     `keras.layers.GroupNormalization(groups=-1)`, in training and in inference alike.
 
-    Input [B, H, W, C] of any float dtype; scale, offset and statistics stay float32 under every precision. In training
-    with a known B it runs on the fused kernel of batch normalisation, picture by picture, which takes a third to a
-    seventh of the time there and back ([2, 256, 256, 64] in bfloat16 on two cores: 16 ms against 111). Otherwise it is
-    plain arithmetic that every export format knows.
+    Input [B, H, W, C] of any float dtype; scale, offset and statistics stay float32 under every precision. In
+    training with a known B it runs on the fused kernel of batch normalisation, picture by picture, which takes a
+    half to a seventh of the time there and back ([2, 256, 256, 64] in bfloat16 on two cores: 16 ms against 111).
+    Otherwise it is plain arithmetic that every export format knows.
     """
 
     def __init__(self, epsilon=1e-5, **kwargs):

@@ -35,9 +35,9 @@ def identity_loss(same, real):
 def generator_loss(real, cycled, same, judged):
     """{"gan_a2b", "gan_b2a", "cycle_a", "cycle_b", "identity_a2b", "identity_b2a"}, each [B] and unweighted.
 
-    real: {"a", "b"}, the pictures [B, H, W, 3]. cycled: {"a", "b"}, the same after both generators. same: {"a2b": b
-    through the generator a2b, "b2a": a through b2a}, or {} to go without. judged: {"a2b": discriminator b's logits of
-    a's translation, "b2a"}.
+    real: {"a", "b"}, the pictures [B, H, W, 3]. cycled: {"a", "b"}, the same after both generators. same: {"a2b",
+    "b2a"}, b through the generator a2b and a through b2a, or {} to go without. judged: {"a2b", "b2a"}, logits of
+    discriminator b for a's translation, and of a for b's.
     """
     parts = {"gan_a2b": gan_loss(judged["a2b"], True), "gan_b2a": gan_loss(judged["b2a"], True),
              "cycle_a": cycle_loss(cycled["a"], real["a"]), "cycle_b": cycle_loss(cycled["b"], real["b"])}

@@ -1,12 +1,12 @@
 """CycleGAN: a generator that repaints a picture of one domain as one of the other, and a judge of patches.
 
-Article: "Gender Swap and CycleGAN in TensorFlow 2.0". Paper: Zhu et al., "Unpaired Image-to-Image Translation using
-Cycle-Consistent Adversarial Networks", 2017, sec. 7.2. The article's listing has convolutions without biases and no
-normalisation behind them; the paper's instance normalisation, with scale and offset, stands there.
+Article: "Gender Swap and CycleGAN in TensorFlow 2.0". Paper: Zhu et al., "Unpaired Image-to-Image Translation
+using Cycle-Consistent Adversarial Networks", 2017, sec. 7.2. The article's listing has convolutions without biases
+and no normalisation behind them; the paper's instance normalisation, with scale and offset, stands there.
 
-Generator in and out: float32 [B, H, W, 3], RGB in -1..1, H and W multiples of 4. Discriminator in: the same; out: logits
-float32 [B, H / 8, W / 8, 1], high where a patch looks real; 32 x 32 of them for 256 x 256 as the article says (the
-original, padded otherwise, has 30 x 30).
+Generator in and out: float32 [B, H, W, 3], RGB in -1..1, H and W multiples of 4. Discriminator in: the same; out:
+logits float32 [B, H / 8, W / 8, 1], high where a patch looks real; 32 x 32 of them for 256 x 256 as the article says
+(the original, padded otherwise, has 30 x 30).
 
 B batch, H, W picture.
 """
@@ -116,8 +116,8 @@ def discriminator(filters=64, name="discriminator"):
 
 
 def generators(num_blocks=9, filters=64, upsample="transpose"):
-    """Both generators as one model, {"a", "b"} -> {"a2b", "b2a"}; its layers "generator_a2b" and "generator_b2a" are
-    the models of `generator`."""
+    """Both generators as one model, {"a", "b"} -> {"a2b", "b2a"}; its layers are "generator_a2b" and
+    "generator_b2a"."""
     a, b = keras.Input([None, None, 3], name="a"), keras.Input([None, None, 3], name="b")
     a2b, b2a = (generator(num_blocks, filters, upsample, f"generator_{way}") for way in ("a2b", "b2a"))
     return keras.Model({"a": a, "b": b}, {"a2b": a2b(a), "b2a": b2a(b)}, name="generators")

@@ -1,12 +1,12 @@
 """The image pool: a discriminator sees what the generators make now, and half of the time what they made before.
 
 Article, "fake_pool_a2b.query(fake_a2b)"; paper, sec. 4, after Shrivastava et al., 2017. The article's pool is
-Python ("we can't use this random image pool in graph mode") and is gone with the process. This one is variables: in
-the graph, on the device, in the checkpoint.
+Python ("we can't use this random image pool in graph mode") and is gone with the process. This one is variables:
+in the graph, on the device, in the checkpoint.
 
-Each place in the global batch has a lane of P pictures to itself, for each domain, and what is drawn for it depends
-on (seed, step, domain, place) alone. So one replica does what two do; with one picture per replica P is the
-article's pool size.
+Each place in the global batch has a lane of P pictures to itself, for each domain, and what is drawn for it
+depends on (seed, step, domain, place) alone. So one replica does what two do; with one picture per replica P is
+the article's pool size.
 
 G global batch, b batch of a replica, P pool_size, S side.
 """
@@ -41,8 +41,8 @@ class ImagePool:
 
         Call it once a step, in the replica context.
 
-        A lane that is not full keeps the picture and gives it back. A full one gives half of the time a random one of
-        its pictures, and keeps the new one in its place; else it gives the new one back.
+        A lane that is not full keeps the picture and gives it back. A full one gives half of the time a random one
+        of its pictures, and keeps the new one in its place; else it gives the new one back.
         """
         if not self.pool_size:
             return fakes
