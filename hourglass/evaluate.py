@@ -39,6 +39,7 @@ class Metric(NamedTuple):
 
 
 METRICS = {
+    # HRNet's mpii.py prints as Mean@0.1 what it finds at 0.11.
     "pckh": Metric("PCKh@0.5", 0.5, "PCKh@0.1", 0.1, "head sizes"),
     "pck": Metric("PCK@0.2", 0.2, "PCK@0.1", 0.1, "lengths of the torso"),
     # Of single joints: the distance at which their similarity, exp(-d**2 / 2), is that number.
