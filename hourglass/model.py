@@ -17,33 +17,33 @@ from common.layers import BatchNormalization, Conv2D
 VARIANTS = ("article", "newell")
 
 
-def conv(x, filters, kernel_size, strides=1, padding="same", **kwargs):
+def conv(x, filters, kernel_size, name, strides=1, padding="same", **kwargs):
     """Convolution with a bias, as all of Torch's have one."""
-    return Conv2D(filters, kernel_size, strides, padding, kernel_initializer="he_normal", **kwargs)(x)
+    return Conv2D(filters, kernel_size, strides, padding, kernel_initializer="he_normal", name=name, **kwargs)(x)
 
 
-def norm_relu(x):
+def norm_relu(x, name):
     """Batch normalisation and ReLU."""
-    return keras.layers.ReLU()(BatchNormalization(momentum=0.9)(x))
+    return keras.layers.ReLU()(BatchNormalization(momentum=0.9, name=f"{name}_norm")(x))
 
 
-def bottleneck_block(x, filters):
+def bottleneck_block(x, filters, name):
     """Residual block that is normalised before each convolution: 1x1 to half the filters, 3x3, 1x1 back."""
-    skip = x if x.shape[-1] == filters else conv(x, filters, 1)
-    x = conv(norm_relu(x), filters // 2, 1)
-    x = conv(norm_relu(x), filters // 2, 3)
-    x = conv(norm_relu(x), filters, 1)
+    skip = x if x.shape[-1] == filters else conv(x, filters, 1, f"{name}_skip")
+    x = conv(norm_relu(x, f"{name}_1"), filters // 2, 1, f"{name}_1")
+    x = conv(norm_relu(x, f"{name}_2"), filters // 2, 3, f"{name}_2")
+    x = conv(norm_relu(x, f"{name}_3"), filters, 1, f"{name}_3")
     return keras.layers.Add()([skip, x])
 
 
-def bottleneck_blocks(x, filters, count):
+def bottleneck_blocks(x, filters, count, name):
     """`count` bottleneck blocks, one after the other."""
-    for _ in range(count):
-        x = bottleneck_block(x, filters)
+    for number in range(1, count + 1):
+        x = bottleneck_block(x, filters, f"{name}_{number}")
     return x
 
 
-def hourglass_module(x, order, filters, num_residual=1, variant="article"):
+def hourglass_module(x, order, filters, num_residual=1, variant="article", name="hourglass"):
     """One hourglass: half the size, `order` times over, and back, with a branch at each size that skips the rest.
 
     The article's upper branch has one block more than the original network ("up1 went through two bottleneck
@@ -51,14 +51,15 @@ def hourglass_module(x, order, filters, num_residual=1, variant="article"):
     out.
     """
     extra = {"article": 1, "newell": 0}[variant]
-    up1 = bottleneck_blocks(x, filters, num_residual + extra)
+    level = f"{name}_{order}"
+    up1 = bottleneck_blocks(x, filters, num_residual + extra, f"{level}_up1")
     low1 = keras.layers.MaxPooling2D(2, 2)(x)
-    low1 = bottleneck_blocks(low1, filters, num_residual)
+    low1 = bottleneck_blocks(low1, filters, num_residual, f"{level}_low1")
     if order > 1:
-        low2 = hourglass_module(low1, order - 1, filters, num_residual, variant)
+        low2 = hourglass_module(low1, order - 1, filters, num_residual, variant, name)
     else:
-        low2 = bottleneck_blocks(low1, filters, num_residual)
-    low3 = bottleneck_blocks(low2, filters, num_residual)
+        low2 = bottleneck_blocks(low1, filters, num_residual, f"{level}_low2")
+    low3 = bottleneck_blocks(low2, filters, num_residual, f"{level}_low3")
     up2 = keras.layers.UpSampling2D(2)(low3)
     return keras.layers.Add()([up2, up1])
 
@@ -69,11 +70,11 @@ def stem(x, filters, variant="article"):
     if variant == "newell":
         # Torch pads all sides; "same" pads the bottom and the right of an even picture by one more.
         x, padding = keras.layers.ZeroPadding2D(3)(x), "valid"
-    x = norm_relu(conv(x, filters // 4, 7, strides=2, padding=padding))
-    x = bottleneck_block(x, filters // 2)
+    x = norm_relu(conv(x, filters // 4, 7, "stem", strides=2, padding=padding), "stem")
+    x = bottleneck_block(x, filters // 2, "stem_1")
     x = keras.layers.MaxPooling2D(2, 2)(x)
-    x = bottleneck_block(x, filters // 2)
-    return bottleneck_block(x, filters)
+    x = bottleneck_block(x, filters // 2, "stem_2")
+    return bottleneck_block(x, filters, "stem_3")
 
 
 def hourglass(num_joints=16, num_stacks=4, filters=256, order=4, num_residual=1, variant="article"):
@@ -85,14 +86,15 @@ def hourglass(num_joints=16, num_stacks=4, filters=256, order=4, num_residual=1,
     x = stem(inputs, filters, variant)
     heatmaps = []
     for stack in range(1, num_stacks + 1):
-        features = hourglass_module(x, order, filters, num_residual, variant)
-        features = bottleneck_blocks(features, filters, num_residual)
-        features = norm_relu(conv(features, filters, 1))
-        y = conv(features, num_joints, 1, dtype="float32", name=f"heatmaps_{stack}")
+        features = hourglass_module(x, order, filters, num_residual, variant, f"hourglass_{stack}")
+        features = bottleneck_blocks(features, filters, num_residual, f"features_{stack}")
+        features = norm_relu(conv(features, filters, 1, f"features_{stack}"), f"features_{stack}")
+        y = conv(features, num_joints, 1, f"heatmaps_{stack}", dtype="float32")
         heatmaps.append(y)
         if stack < num_stacks:
             # The stack's own input is added, too, as in the original (CAddTable of three); the article forgot it.
-            x = keras.layers.Add()([x, conv(features, filters, 1), conv(y, filters, 1)])
+            x = keras.layers.Add()([x, conv(features, filters, 1, f"remap_features_{stack}"),
+                                    conv(y, filters, 1, f"remap_heatmaps_{stack}")])
     return keras.Model(inputs, heatmaps, name="hourglass")
 
 

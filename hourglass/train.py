@@ -3,8 +3,8 @@
     python -m hourglass.train --tfrecords mpii
     python -m hourglass.train --demo
 
-Article, "Loss Function" and "Intermediate Supervision": one loss for each hourglass, all added up. What happens in a
-step is written out in `make_train_step`; the rest keeps the books.
+Article, "Loss Function" and "Intermediate Supervision": one loss for each hourglass, all added up. What happens in
+a step is written out in `make_train_step`; the rest keeps the books.
 """
 
 import pathlib
@@ -23,9 +23,9 @@ from hourglass.preprocess import STRIDE
 # Every value of config.json and its default; the command line has a flag for each.
 DEFAULTS = {
     "num_stacks": 4, "filters": 256, "order": 4, "num_residual": 1, "variant": "article", "image_size": 256,
-    "sigma": 1.0, "loss": "article", "batch_size": 16, "epochs": 100, "optimizer": "rmsprop", "learning_rate": 2.5e-4,
-    "schedule": "step", "warmup_steps": 1000, "clip_norm": 0.0, "ema": 0.0, "augment": None,
-    "precision": "float32", "seed": 0, "limit": 0, "eval_every": 1, "checkpoint_every": 1000,
+    "sigma": 1.0, "loss": "article", "batch_size": 16, "epochs": 100, "optimizer": "rmsprop",
+    "learning_rate": 2.5e-4, "schedule": "step", "warmup_steps": 1000, "clip_norm": 0.0, "ema": 0.0,
+    "augment": None, "precision": "float32", "seed": 0, "limit": 0, "eval_every": 1, "checkpoint_every": 1000,
 }
 
 # Learns in about three minutes on two CPU cores.
@@ -44,8 +44,9 @@ ADVICE = {
            "Look for joints and scales that are no numbers with python -m hourglass.preprocess --check.",
 }
 
-# Paper, sec. 3.2: the rate is dropped by five when the validation accuracy is on a plateau. A plateau depends on what
-# was seen when, and training must go on from a checkpoint as if it had never stopped: the drops have their places.
+# Paper, sec. 3.2: the rate is divided by five when the validation accuracy is on a plateau. A plateau depends on
+# what was seen when, and training must go on from a checkpoint as if it had never stopped: so the drops have their
+# places, as shares of the training.
 DROPS, FACTOR = (0.7, 0.9), 0.2
 
 SAMPLES = 12  # persons drawn after every validation
@@ -84,7 +85,7 @@ def make_train_step(model, optimizer, strategy, *, loss, global_batch_size, clip
 
 
 def train(run_folder, config, strategy):
-    """Trains, or goes on with, the run in `run_folder`; returns the metrics of the last validation, {} if none ran.
+    """Trains, or goes on with, the run in `run_folder`; returns the metrics of the last validation, or {}.
 
     config: the flat dict that config.json keeps, see `make_config`. Raises UserError for what the user can mend.
     """
@@ -116,7 +117,8 @@ def train(run_folder, config, strategy):
     predict = evaluate.make_predict(model, strategy, config["pairs"])
     batches = iter(training_batches(folder, config, strategy, start_step=step))
     metrics = {}
-    with training.worker_errors(), training.Log(run, total_steps, step, ADVICE) as log, training.Signals() as signals:
+    with (training.worker_errors(), training.Log(run, total_steps, step, ADVICE) as log,
+          training.Signals() as signals):
         while step < total_steps:
             parts = train_step(batches)
             step += 1
@@ -150,16 +152,18 @@ def training_batches(folder, config, strategy, start_step):
     def make_dataset(batch_size, context):
         return preprocess.training_dataset(
             folder, image_size=config["image_size"], sigma=config["sigma"], batch_size=batch_size,
-            global_batch_size=config["batch_size"], seed=config["seed"], augmented=augmented, start_step=start_step,
-            limit=config["limit"], num_workers=context.num_input_pipelines, worker=context.input_pipeline_id)
+            global_batch_size=config["batch_size"], seed=config["seed"], augmented=augmented,
+            start_step=start_step, limit=config["limit"],
+            num_workers=context.num_input_pipelines, worker=context.input_pipeline_id)
 
     return training.distribute(strategy, make_dataset, config["batch_size"])
 
 
 def validate(predict, folder, config, strategy):
-    """({"val_pckh", ...: the figures of `evaluate.summarize`, the one to judge by first}, picture uint8) of a split.
+    """({"val_pckh", ...}, picture uint8) of the validation split: figures of `evaluate.summarize`, the first to
+    judge by, and skeletons.
 
-    Of the validation split; with `limit`, of the training pictures themselves: a model must be able to overfit a few.
+    With `limit`, of the training pictures themselves: a model must be able to overfit a few pictures.
     """
     split = "train" if config["limit"] else "val"
     body = poses.body_of(folder)
@@ -181,8 +185,8 @@ def build(config):
 def make_optimizer(config, total_steps):
     """The paper's RMSprop (default), in Torch's terms alpha 0.99 and epsilon 1e-8, or Adam.
 
-    Torch adds its epsilon to the root of the mean square, Keras adds one to the mean square: 1e-16 is as small there.
-    Keras's own 1e-7 would be larger than the squared gradients of a mean over all pixels.
+    Torch adds its epsilon to the root of the mean square, Keras adds one to the mean square: 1e-16 is as small
+    there. Keras's own 1e-7 would be larger than many squared gradients of a mean over all pixels.
     """
     rate = training.schedule(config["schedule"], config["learning_rate"], total_steps,
                              min(config["warmup_steps"], total_steps // 5), drops=DROPS, factor=FACTOR)
@@ -223,13 +227,14 @@ def define_flags():
     flags.DEFINE_integer("image_size", DEFAULTS["image_size"], "Side of the network input, a multiple of 4 * "
                          "2^order; heatmaps have a quarter of it.", lower_bound=8)
     flags.DEFINE_float("sigma", DEFAULTS["sigma"], "Of the Gaussians to learn, in pixels of the heatmap.")
-    flags.DEFINE_enum("loss", DEFAULTS["loss"], list(LOSSES), "The article's loss, in which Gaussians weigh more, or "
-                      "the plain mean squared error.")
+    flags.DEFINE_enum("loss", DEFAULTS["loss"], list(LOSSES), "The article's loss, in which Gaussians weigh more, "
+                      "or the plain mean squared error.")
     flags.DEFINE_bool("augment", DEFAULTS["augment"], "Augment the training pictures; default: not with --limit.")
     flags.DEFINE_enum("optimizer", DEFAULTS["optimizer"], ["rmsprop", "adam"], "The paper's RMSprop, or Adam.")
     flags.DEFINE_enum("schedule", DEFAULTS["schedule"], ["constant", "cosine", "step"],
                       "Of the learning rate; step divides it by 5 after 0.7 and 0.9 of the training.")
-    flags.DEFINE_integer("warmup_steps", DEFAULTS["warmup_steps"], "At most a fifth of the training.", lower_bound=0)
+    flags.DEFINE_integer("warmup_steps", DEFAULTS["warmup_steps"], "At most a fifth of the training.",
+                         lower_bound=0)
     flags.DEFINE_float("clip_norm", DEFAULTS["clip_norm"], "Largest norm of the gradient; 0 does not clip.",
                        lower_bound=0.0)
     flags.DEFINE_float("ema", DEFAULTS["ema"], "Decay of a moving average of the weights that is validated and "

@@ -92,3 +92,14 @@ def test_parameters_of_any_number_of_stacks(variant, total, trainable):
         assert model.count_params() == expected
         if trainable:
             assert sum(int(np.prod(weight.shape)) for weight in model.trainable_weights) == trainable[stacks]
+
+
+@pytest.mark.parametrize("variant", models.VARIANTS)
+def test_names_do_not_depend_on_what_was_built_before(variant):
+    """Weights are stored by name; each name is there once, and says where its layer is."""
+    first, second = (models.hourglass(3, num_stacks=2, filters=8, order=2, num_residual=2, variant=variant)
+                     for _ in range(2))
+    names = [weight.path for weight in first.weights]
+    assert names == [weight.path for weight in second.weights] and len(set(names)) == len(names)
+    assert {"stem/kernel", "hourglass_1_2_up1_1_3/kernel", "hourglass_2_1_low2_2_3_norm/gamma",
+            "features_2/kernel", "heatmaps_2/bias", "remap_heatmaps_1/kernel"} <= set(names)
