@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from common import cli, drawing, optimizers, records, training
 from common.errors import UserError
-from cyclegan import preprocess
+from cyclegan import evaluate, features, preprocess
 from cyclegan.loss import discriminator_loss, generator_loss
 from cyclegan.model import UPSAMPLE, default_blocks, discriminators, generators
 from cyclegan.pool import ImagePool
@@ -33,7 +33,7 @@ DEMO = {"image_size": 64, "num_blocks": 3, "filters": 32, "batch_size": 1, "epoc
 
 # What shapes the networks, the data or the course of training; a run keeps these when it is resumed.
 IDENTITY = ("image_size", "num_blocks", "filters", "upsample", "labels", "batch_size", "pool_size", "cycle_weight",
-            "identity_weight", "flip", "seed", "limit")
+            "identity_weight", "flip", "features", "seed", "limit")
 
 # What to do when a part of the loss stops being a number.
 ADVICE = {
@@ -119,6 +119,7 @@ def train(run_folder, config, strategy):
     training.set_seed(config["seed"])
     training.set_precision(config["precision"])
     run = training.open_run(run_folder, config, IDENTITY)
+    described = features.load(config["features"], folder, run.folder, seed=config["seed"], in_training=True)
     with strategy.scope():
         model = generators(config["num_blocks"], config["filters"], config["upsample"])
         judges = discriminators(config["filters"])
@@ -138,6 +139,8 @@ def train(run_folder, config, strategy):
         model, judges, generator_optimizer, discriminator_optimizer, pool, strategy,
         cycle_weight=config["cycle_weight"], identity_weight=config["identity_weight"],
         global_batch_size=config["batch_size"])
+    translate = evaluate.make_translate(
+        {way: model.get_layer(f"generator_{way}") for way in ("a2b", "b2a")}, strategy)
     draw = make_draw(model, folder, config)
     batches = iter(training_batches(folder, config, strategy, start_step=step))
     metrics = {}
@@ -154,7 +157,12 @@ def train(run_folder, config, strategy):
                 if run.writes:
                     drawing.write_png(run.samples / f"epoch_{epoch:04d}.png", samples)
                 log.image("translations", samples)
-                log.epoch(epoch)
+                if epoch % config["eval_every"] == 0 or step == total_steps:
+                    metrics = validate(translate, described, folder, config, strategy)
+                    run.save_best(model, metrics["score"], step, higher_is_better=False)
+                    log.epoch(epoch, metrics)
+                else:
+                    log.epoch(epoch)
                 log.draw_curves()
             if signals.stop or step % steps_per_epoch == 0 or step % config["checkpoint_every"] == 0:
                 log.flush()
@@ -175,6 +183,18 @@ def training_batches(folder, config, strategy, start_step):
             limit=config["limit"], num_workers=context.num_input_pipelines, worker=context.input_pipeline_id)
 
     return training.distribute(strategy, make_dataset, config["batch_size"])
+
+
+def validate(translate, described, folder, config, strategy):
+    """The numbers of `evaluate.summarize` for the test pictures, and "score", by which the best epoch is chosen.
+
+    With `limit`, for the training pictures themselves.
+    """
+    split = "train" if config["limit"] else "test"
+    summary, _ = evaluate.measure(translate, folder, strategy, config, described, split=split,
+                                  batch_size=4 * strategy.num_replicas_in_sync, limit=config["limit"], kept=1)
+    metrics = {name: value for name, value in summary.items() if isinstance(value, float)}
+    return {**{f"val_{name}": value for name, value in metrics.items()}, "score": evaluate.score(summary)}
 
 
 def make_draw(model, folder, config):
@@ -225,6 +245,19 @@ def make_config(values, manifest):
     return config
 
 
+def report(metrics, labels):
+    """Prints the share of translated pictures that the judge takes for the target.
+
+    Networks that have learnt nothing, or nothing but to copy, stay near the share of pictures left as they are.
+    """
+    print(f"a judge that tells real pictures apart in {metrics['val_judge_accuracy']:.0%} of cases takes for the "
+          "target domain")
+    for way, (source, target) in (("a2b", labels), ("b2a", labels[::-1])):
+        print(f"  {metrics[f'val_judged_{way}']:.0%} of {source} translated to {target}, and "
+              f"{metrics[f'val_judged_{way}_before']:.0%} of the same left as they are, which is what a network that "
+              f"learnt to copy would get")
+
+
 def define_flags():
     cli.define_training_flags("cyclegan", batch_size=DEFAULTS["batch_size"], epochs=DEFAULTS["epochs"],
                               learning_rate=DEFAULTS["learning_rate"])
@@ -265,7 +298,9 @@ def main(args):
     preprocess.domains(folder)
     config = make_config({**values, "tfrecords": str(folder)}, records.read_manifest(folder))
     run_folder = pathlib.Path(flags.run or pathlib.Path("runs") / "cyclegan" / pathlib.Path(name).name)
-    train(run_folder, config, strategy)
+    metrics = train(run_folder, config, strategy)
+    if metrics:
+        report(metrics, config["labels"])
     pictures = sorted((run_folder / "samples").glob("epoch_*.png"))
     if pictures:
         print(f"translations drawn: {pictures[-1]}")
