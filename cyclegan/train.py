@@ -262,7 +262,7 @@ def define_flags():
     cli.define_training_flags("cyclegan", batch_size=DEFAULTS["batch_size"], epochs=DEFAULTS["epochs"],
                               learning_rate=DEFAULTS["learning_rate"])
     flags = cli.flags
-    flags.set_default(flags.FLAGS["eval_every"], DEFAULTS["eval_every"])
+    flags.FLAGS.set_default("eval_every", DEFAULTS["eval_every"])
     flags.DEFINE_integer("image_size", DEFAULTS["image_size"], "Side of the training pictures, a multiple of 4.",
                          lower_bound=16)
     flags.DEFINE_integer("num_blocks", None, "Residual blocks; default 6 under 256 pixels, 9 from there.",
