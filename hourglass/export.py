@@ -228,8 +228,8 @@ pixels as stored. (`hourglass.predict` turns pictures as viewers do; turn them u
 carry a rotation.) `boxes` float32 [B, N, 4], (left, top, right, bottom) of each person, N the same for all
 pictures of a request. They are cut at the border: for a picture of one person, send a box that is larger than the
 picture. A box without area in the picture, such as [0, 0, 0, 0], is nobody and gets zeros; fill up with it, or
-hand on a detector's `boxes` as they come. What is no picture, or too large, boxes that are not finite, and more than
-{max_persons} persons fail the whole request with INVALID_ARGUMENT (HTTP 400).
+hand on a detector's `boxes` as they come. What is no picture, or too large, boxes that are not finite, and more
+than {max_persons} persons fail the whole request with INVALID_ARGUMENT (HTTP 400).
 
     (printf '{{"signature_name": "image_bytes", "instances": [{{"boxes": [{box}], "image_bytes": {{"b64": "'; \\
      base64 < {number}/assets.extra/example.jpg | tr -d '\\n'; printf '"}}}}]}}') | \\
@@ -256,8 +256,8 @@ from i to i + 1, and `scores` [N, {count}], about 0 (not seen) to 1.
 ## `serving_default`: crops in, pixels of the crops out
 
 `images` float32 [B, {size}, {size}, 3], RGB in 0..1, one person each: the square on the middle of the person's
-box, its side 1.25 times the longer side of the box, grey (0.5) beyond the picture. Answers `joints` [B, {count}, 2]
-in pixels of the crop, and `scores` [B, {count}].
+box, its side 1.25 times the longer side of the box, grey (0.5) beyond the picture. Answers `joints`
+[B, {count}, 2] in pixels of the crop, and `scores` [B, {count}].
 
 ## `network`: crops in, heatmaps out
 
