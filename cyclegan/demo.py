@@ -1,8 +1,8 @@
 """Made-up pictures for `--demo`: animals on grass, plain ones (A) and striped ones (B), drawn in seconds.
 
-Body, legs, neck, head, tail, coat, pose, size, place, grass and light are drawn at random, and alike on both sides:
-only the stripes tell them apart. No animal of A is one of B. Everything in a picture follows from (seed, side,
-index). H, W are the picture's `size`.
+Body, legs, neck, head, tail, coat, pose, size, place, grass and light are drawn at random, and alike on both
+sides: only the stripes tell them apart. No animal of A is one of B. Everything in a picture follows from (seed,
+side, index). H, W are the picture's `size`.
 """
 
 import cv2

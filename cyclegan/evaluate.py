@@ -4,9 +4,9 @@
     python -m cyclegan.evaluate --run runs/cyclegan/horse2zebra --features inception
 
 Article: "How do we know if a model is thoroughly trained and converged? The loss isn't good metrics here". So: the
-share of translated pictures that a judge, trained on real pictures alone, takes for the target domain; the Fréchet
-distance to the real pictures of the target (FID and KID where the features are Inception's); and what the cycle and
-the identity lose. What doing nothing would give stands beside each.
+share of translated pictures that a judge, trained on real pictures alone, takes for the target domain; the
+Fréchet distance to the real pictures of the target (FID and KID where the features are Inception's); and what the
+cycle and the identity lose. What doing nothing would give stands beside each.
 
 B batch, N pictures, S side of what the networks get, D numbers of a feature. a2b: pictures of A, translated to B.
 """
@@ -38,17 +38,18 @@ def batches(folder, side, split, strategy, config, *, batch_size, limit=0):
     """
     def make_dataset(replica_batch_size, context):
         return preprocess.evaluation_dataset(folder, f"{split}{side}", image_size=config["image_size"],
-                                             batch_size=replica_batch_size, global_batch_size=batch_size, limit=limit)
+                                             batch_size=replica_batch_size, global_batch_size=batch_size,
+                                             limit=limit)
 
     return training.distribute(strategy, make_dataset, batch_size)
 
 
 def make_translate(generators, strategy):
-    """The `@tf.function` from images float32 [B, S, S, 3] in -1..1 and a direction to a dict of the replicas' values.
+    """The `@tf.function` from images float32 [B, S, S, 3] in -1..1 and a direction to the replicas' dicts.
 
-    generators: {"a2b": model, "b2a": model}. "translated" and "cycled" [B, S, S, 3] in -1..1; "cycle" and "identity"
-    [B], the mean absolute differences of the loss without their weights: the picture to its translation back, and to
-    what the other generator, which has nothing to change in it, makes of it.
+    generators: {"a2b": model, "b2a": model}. "translated" and "cycled" [B, S, S, 3] in -1..1; "cycle" and
+    "identity" [B], the mean absolute differences of the loss without their weights: the picture to its translation
+    back, and to what the other generator, which has nothing to change in it, makes of it.
     """
     @tf.function
     def translate(images, direction):
@@ -70,9 +71,9 @@ def collect(translate, dataset, strategy, direction, features=None, *, kept=None
     """Translates an evaluation dataset; returns a dict of arrays in the order of the records.
 
     "images", "translated" and "cycled" uint8 [N, S, S, 3] (of the first `kept` pictures; None: as many as have 67
-    million pixels), "cycle" and "identity" [N]; and of `features.Features`, with /images and /translated at the end:
-    "judge" [N, D], "logit" [N] and, where it has an extractor, "features" [N, D]. write: function (indices, {kind:
-    pictures uint8}) that gets every batch.
+    million pixels), "cycle" and "identity" [N]; and of `features.Features`, with /images and /translated at the
+    end: "judge" [N, D], "logit" [N] and, where it has an extractor, "features" [N, D]. write: function (indices,
+    {kind: pictures uint8}) that gets every batch.
     """
     found, pictures, held = {}, {}, 0
     for batch in dataset:
@@ -122,10 +123,10 @@ def summarize(found, features):
     """The figures of {"a2b": `collect`, "b2a": `collect`} as a flat dict of plain numbers and texts.
 
     judge_accuracy: the judge's, on the real pictures, mean of both sides. judged_<direction> and _before: share of
-    pictures it takes for the target, translated and not. frechet_judge_<direction>, frechet_judge_before; and fid_,
-    kid_ (inception), frechet_custom_, kernel_custom_ (SavedModel) or frechet_stored_, kernel_stored_. Distances are
-    left out with fewer than two pictures on a side. cycle_a, cycle_b, identity_a2b, identity_b2a: see
-    `make_translate`.
+    pictures it takes for the target, translated and not. frechet_judge_<direction>, frechet_judge_before; and
+    fid_, kid_ (inception), frechet_custom_, kernel_custom_ (SavedModel) or frechet_stored_, kernel_stored_.
+    Distances are left out with fewer than two pictures on a side. cycle_a, cycle_b, identity_a2b, identity_b2a:
+    see `make_translate`.
     """
     summary = {"pictures_a": len(found["a2b"]["index"]), "pictures_b": len(found["b2a"]["index"]),
                "features": features.kind, "note": features.note}
@@ -155,8 +156,9 @@ def _extracted(found, features):
         for name in (side.lower(), direction):
             stored, evaluated = len(features.stored[name]), len(found[direction]["index"])
             if stored != evaluated:
-                raise UserError(f"The stored features {name} must be of the {evaluated} pictures that are evaluated, "
-                                f"and are of {stored}. Write the pictures with --pictures, and make them again.")
+                raise UserError(f"The stored features {name} must be of the {evaluated} pictures that are "
+                                f"evaluated, and are of {stored}. Write the pictures with --pictures, and make "
+                                "them again.")
     return ({direction: features.stored[side.lower()] for direction, side in SIDES.items()},
             {direction: features.stored[direction] for direction in SIDES})
 
@@ -177,7 +179,8 @@ def _distances(real, translated, name, kernel_name=None):
     return values
 
 
-def measure(translate, folder, strategy, config, features, *, batch_size, split="test", limit=0, kept=None, write=None):
+def measure(translate, folder, strategy, config, features, *, batch_size, split="test", limit=0, kept=None,
+            write=None):
     """(`summarize`, {direction: `collect`}) of both sides of a split; limit: pictures of each side, 0 takes all.
 
     write: {direction: function as in `collect`}.
@@ -193,8 +196,8 @@ def measure(translate, folder, strategy, config, features, *, batch_size, split=
 def score(summary):
     """The figure to choose between epochs by, lower is better: the mean of both directions' Fréchet distances.
 
-    Of the features that were asked for, else the judge's; with too few pictures for one, the share that the judge does
-    not take for the target.
+    Of the features that were asked for, else the judge's; with too few pictures for one, the share that the judge
+    does not take for the target.
     """
     for name in ("fid", "frechet_custom", "frechet_judge"):
         if f"{name}_a2b" in summary:
@@ -203,7 +206,7 @@ def score(summary):
 
 
 def chosen(found, direction, count=_DRAWN, seed=0):
-    """{"best", "worst", "random": indices} of translations: those the judge likes most, least, and a draw of all."""
+    """{"best", "worst", "random": indices} of translations: what the judge likes most, least, and a draw."""
     logits = toward(found, direction)[:len(found[direction]["images"])]
     order = np.argsort(-logits, kind="stable")
     drawn = np.random.default_rng(seed).permutation(len(order))[:count]
@@ -229,7 +232,8 @@ def table(summary, labels):
 
     lines = [f"{summary['pictures_a']} pictures of {a}, {summary['pictures_b']} of {b}; the judge is right about "
              f"{summary['judge_accuracy']:.3f} of them", f"{'':32}" + "".join(f"{head:>20}" for head in heads),
-             row("judged as target, untranslated", "judged", 3, True), row("judged as target, translated", "judged", 3)]
+             row("judged as target, untranslated", "judged", 3, True),
+             row("judged as target, translated", "judged", 3)]
     names = {"frechet_judge": ("Frechet (judge)", 2), "fid": ("FID (Keras's Inception)", 2),
              "kid": ("KID (Keras's Inception)", 4)}
     for key in ("frechet_judge", *_PREFIXES.get(summary["features"], ())):
@@ -243,7 +247,7 @@ def table(summary, labels):
 
 
 def write_pictures(folder, direction, indices, shown):
-    """Writes the pictures of a batch as PNG to <folder>/a and /a2b, or /b and /b2a, for other programs' figures."""
+    """Writes a batch as PNG to <folder>/a and /a2b, or /b and /b2a: for figures of other programs."""
     for kind, name in (("images", SIDES[direction].lower()), ("translated", direction)):
         for index, picture in zip(indices, shown[kind]):
             drawing.write_png(pathlib.Path(folder) / name / f"{index:06d}.png", picture)
@@ -258,8 +262,9 @@ def define_flags():
     flags.DEFINE_integer("limit", 0, "Evaluate the first N pictures of each side; 0 takes all.", lower_bound=0)
     flags.DEFINE_enum("which", "best", ["best", "last"], "Weights of the best or of the last epoch.")
     flags.DEFINE_integer("batch_size", 4, "Pictures per step over all replicas.", lower_bound=1)
-    flags.DEFINE_string("features", "judge", "judge: those of a classifier of A and B trained here; inception: FID and "
-                        "KID; or the folder of a SavedModel, or of stored features (a.npy, b.npy, a2b.npy, b2a.npy).")
+    flags.DEFINE_string("features", "judge", "judge: those of a classifier of A and B trained here; inception: "
+                        "FID and KID; or the folder of a SavedModel, or of stored features (a.npy, b.npy, "
+                        "a2b.npy, b2a.npy).")
     flags.DEFINE_string("pictures", None, "Folder for all pictures and translations as PNG (a, b, a2b, b2a).")
     flags.DEFINE_integer("seed", 0, "Seed of the pictures drawn at random.")
     flags.DEFINE_string("out", None, "Folder of the report; default <run>/evaluation.")

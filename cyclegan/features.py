@@ -1,8 +1,8 @@
 """Numbers that describe pictures, for the distances of evaluate.py: a judge, Inception, or the user's own network.
 
-The judge is a small classifier of A against B, trained in seconds on the real training pictures and kept in the run
-folder. It needs no download; what it says is worth what its accuracy on real test pictures is, which stands beside
-every number. Its distances are called frechet_judge, never FID: they cannot be held against anybody else's.
+The judge is a small classifier of A against B, trained in seconds on the real training pictures and kept in the
+run folder. It needs no download; what it says is worth what its accuracy on real test pictures is, which stands
+beside every number. Its distances are called frechet_judge, never FID: they cannot be held against anybody else's.
 
 N, B pictures, S side of them, D numbers of a feature. Pictures are uint8 RGB.
 """
@@ -44,9 +44,9 @@ class Features(NamedTuple):
 def load(name, folder, run_folder=None, *, seed=0, in_training=False):
     """The `Features` by name: "judge", "inception", folder of a SavedModel, folder or file of stored features.
 
-    folder: the record set whose training pictures the judge learns from, unless run_folder has one already, where it
-    is kept. Raises UserError, before anything is trained, where the features cannot be had. Stored features are of
-    pictures that were translated already, so not for use in_training.
+    folder: the record set whose training pictures the judge learns from, unless run_folder has one already, where
+    it is kept. Raises UserError, before anything is trained, where the features cannot be had. Stored features are
+    of pictures that were translated already, so not for use in_training.
     """
     found = {"kind": "judge", "extract": None, "stored": None,
              "note": "features of the judge: compare with other runs on the same judge alone"}
@@ -58,8 +58,8 @@ def load(name, folder, run_folder=None, *, seed=0, in_training=False):
         if (path / "saved_model.pb").is_file():
             found |= {"kind": "custom", "extract": make_custom(path), "note": f"features of {path}, not FID"}
         elif in_training:
-            raise UserError(f"--features must be judge, inception or the folder of a SavedModel, and {name} is none "
-                            "of them.")
+            raise UserError(f"--features must be judge, inception or the folder of a SavedModel, and {name} is "
+                            "none of them.")
         else:
             found |= {"kind": "stored", "stored": read_stored(path), "note": f"features stored in {path}, not FID"}
     path = pathlib.Path(run_folder) / "features" / "judge.weights.h5" if run_folder else None
@@ -78,12 +78,13 @@ def judge_model(seed=0):
             x = keras.layers.Conv2D(filters, 3, 2, "same", activation="relu", name=f"conv{number}",
                                     kernel_initializer=keras.initializers.HeNormal(seed + number))(x)
         features = keras.layers.GlobalAveragePooling2D(name="features")(x)
-        logit = keras.layers.Dense(1, name="logit", kernel_initializer=keras.initializers.HeNormal(seed + 9))(features)
+        logit = keras.layers.Dense(1, kernel_initializer=keras.initializers.HeNormal(seed + 9),
+                                   name="logit")(features)
         return keras.Model(images, {"features": features, "logit": logit[:, 0]}, name="judge")
 
 
 def train_judge(folder, seed=0, steps=_JUDGE_STEPS):
-    """A `judge_model` trained on at most 1,000 training pictures of either side; the same again for the same seed."""
+    """A `judge_model` trained on at most 1,000 training pictures of either side; always the same for a seed."""
     large = round(JUDGE_SIDE * preprocess.RESIZED)
     pictures = [_training_pictures(folder, split, large) for split in ("trainA", "trainB")]
     model, rng = judge_model(seed), np.random.default_rng(seed)
@@ -113,7 +114,8 @@ def load_judge(path, folder, seed=0):
             model.load_weights(path)
             return model
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            print(f"warning: {path} is damaged ({files.reason(error)}); the judge is trained anew.", file=sys.stderr)
+            print(f"warning: {path} is damaged ({files.reason(error)}); the judge is trained anew.",
+                  file=sys.stderr)
     model = train_judge(folder, seed)
     if path and files.is_chief():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,13 +140,13 @@ def make_inception():
     """The function from uint8 [N, S, S, 3] to the 2,048 numbers [N, D] of Keras's InceptionV3 on ImageNet.
 
     As implementations of FID do it: resized to 299 x 299, bilinear, -1..1, the average pooling before the classes.
-    The weights are Keras's own and not those of the TensorFlow graph of 2015 that published values of FID come from,
-    so the values differ from those, and are to be compared with one another alone. Raises UserError where the
-    weights are not at hand and cannot be downloaded.
+    The weights are Keras's own and not those of the TensorFlow graph of 2015 that published values of FID come
+    from, so the values differ from those, and are to be compared with one another alone. Raises UserError where
+    the weights are not at hand and cannot be downloaded.
     """
     kept = pathlib.Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / _WEIGHTS.split("/")[-1]
-    advice = (f"Put {_WEIGHTS} at {kept}, or take --features judge (needs no download), or the folder of a SavedModel "
-              "from pictures to features.")
+    advice = (f"Put {_WEIGHTS} at {kept}, or take --features judge (needs no download), or the folder of a "
+              "SavedModel from pictures to features.")
     if not kept.is_file() and not reachable(_WEIGHTS):
         raise UserError(f"InceptionV3's weights are not at {kept}, and {_WEIGHTS} cannot be reached. {advice}")
     try:
@@ -165,8 +167,8 @@ def make_inception():
 def make_custom(folder):
     """The function from uint8 [N, S, S, 3] to features [N, D] of a SavedModel's default signature.
 
-    It must take pictures [B, h, w, 3], float32 in 0..1 or uint8, to which ours are resized where h and w are fixed,
-    and give [B, D]: its only output, or the one named features. Raises UserError.
+    It must take pictures [B, h, w, 3], float32 in 0..1 or uint8, to which ours are resized where h and w are
+    fixed, and give [B, D]: its only output, or the one named features. Raises UserError.
     """
     try:
         loaded = tf.saved_model.load(str(folder))
@@ -179,8 +181,9 @@ def make_custom(folder):
     spec = next(iter(inputs.values()), None)
     if (len(inputs) != 1 or spec.dtype not in (tf.float32, tf.uint8) or spec.shape.rank != 4
             or (len(outputs) > 1 and name != "features") or outputs[name].shape.rank != 2):
-        raise UserError(f"The SavedModel {folder} must take pictures [B, h, w, 3] (float32 in 0..1, or uint8) and give "
-                        f"features [B, D], and takes {list(inputs.values())} and gives {list(outputs.values())}.")
+        raise UserError(f"The SavedModel {folder} must take pictures [B, h, w, 3] (float32 in 0..1, or uint8) and "
+                        f"give features [B, D], and takes {list(inputs.values())} and gives "
+                        f"{list(outputs.values())}.")
     size = None if None in spec.shape[1:3] else list(spec.shape[1:3])
 
     @tf.function(reduce_retracing=True)
@@ -198,8 +201,8 @@ def make_custom(folder):
 def read_stored(path):
     """{"a", "b", "a2b", "b2a": float64 [N, D]} from a .npz with these names or a folder with a.npy, b.npy, ...
 
-    a and b are of the real test pictures, a2b and b2a of the translated ones, as `evaluate --pictures` writes them.
-    Raises UserError.
+    a and b are of the real test pictures, a2b and b2a of the translated ones, as `evaluate --pictures` writes
+    them. Raises UserError.
     """
     path = pathlib.Path(path)
     layout = "a.npy, b.npy, a2b.npy and b2a.npy (or a .npz with these names), each [pictures, numbers]"
@@ -211,12 +214,12 @@ def read_stored(path):
         else:
             found = dict(np.load(path))
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"--features must be judge, inception, the folder of a SavedModel, or hold {layout}; {path} "
-                        f"cannot be read ({files.reason(error)}).") from None
+        raise UserError(f"--features must be judge, inception, the folder of a SavedModel, or hold {layout}; "
+                        f"{path} cannot be read ({files.reason(error)}).") from None
     missing = [name for name in _STORED if name not in found]
     if missing:
-        raise UserError(f"--features must be judge, inception, the folder of a SavedModel, or hold {layout}; {path} "
-                        f"lacks {', '.join(missing)}.")
+        raise UserError(f"--features must be judge, inception, the folder of a SavedModel, or hold {layout}; "
+                        f"{path} lacks {', '.join(missing)}.")
     found = {name: frechet.checked(found[name]) for name in _STORED}
     widths = {value.shape[1] for value in found.values()}
     if len(widths) > 1:
@@ -226,7 +229,8 @@ def read_stored(path):
 
 def _training_pictures(folder, split, side):
     """uint8 [N, side, side, 3] of the first training pictures of a side."""
-    dataset = preprocess.evaluation_dataset(folder, split, image_size=side, batch_size=_CHUNK, limit=JUDGE_PICTURES)
+    dataset = preprocess.evaluation_dataset(folder, split, image_size=side, batch_size=_CHUNK,
+                                            limit=JUDGE_PICTURES)
     return np.concatenate([preprocess.to_bytes(batch["images"])[batch["index"].numpy() >= 0] for batch in dataset])
 
 

@@ -5,9 +5,9 @@
     python -m cyclegan.preprocess --dataset celeba --source FOLDER               men and women
     python -m cyclegan.preprocess --dataset mine --source_a CATS --source_b DOGS --visualize
 
-Each side has its own records and is shuffled on its own: which picture of B comes with one of A is another in every
-epoch, and the shorter side starts anew while the longer one goes on (the original repository zipped both sides and
-shuffled the pairs). records -> parse -> augment, or resize alone -> batches.
+Each side has its own records and is shuffled on its own: which picture of B comes with one of A is another in
+every epoch, and the shorter side starts anew while the longer one goes on (the original repository zipped both
+sides and shuffled the pairs). records -> parse -> augment, or resize alone -> batches.
 
 B batch, H, W picture, S side of what the networks get. Their range is -1..1.
 """
@@ -44,7 +44,8 @@ def parse(record):
     """One record as {"image_bytes": string, "height", "width": int32, "filename": string}; works in a graph."""
     kinds = {"image/encoded": tf.string, "image/height": tf.int64, "image/width": tf.int64,
              "image/filename": tf.string}
-    found = tf.io.parse_single_example(record, {key: tf.io.FixedLenFeature([], kind) for key, kind in kinds.items()})
+    features = {key: tf.io.FixedLenFeature([], kind) for key, kind in kinds.items()}
+    found = tf.io.parse_single_example(record, features)
     return {"image_bytes": found["image/encoded"], "height": tf.cast(found["image/height"], tf.int32),
             "width": tf.cast(found["image/width"], tf.int32), "filename": found["image/filename"]}
 
@@ -91,8 +92,8 @@ def training_dataset(folder, *, image_size, batch_size, seed, augmented=True, fl
     """Endless batches {"a": float32 [B, S, S, 3] in -1..1, "b": the same} of pictures that do not belong together.
 
     Step k takes the pictures k * global_batch_size onwards of each side's own endless stream of epochs, so that
-    training can start at any step; order, crops and flips depend on (seed, side, epoch, index) alone. An epoch of a
-    side holds each of its pictures once, so the shorter side is in a later epoch. batch_size is a replica's.
+    training can start at any step; order, crops and flips depend on (seed, side, epoch, index) alone. An epoch of
+    a side holds each of its pictures once, so the shorter side is in a later epoch. batch_size is a replica's.
     """
     start = start_step * (global_batch_size or batch_size)
 
@@ -119,7 +120,8 @@ def training_dataset(folder, *, image_size, batch_size, seed, augmented=True, fl
 def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_size=None, limit=0):
     """Batches {"images": float32 [B, S, S, 3] in -1..1, "index": int64 [B]} of one side, each picture once.
 
-    split: testA, trainB, ... In the order of the records, resized to S x S; index -1 fills the last global batch up.
+    split: testA, trainB, ... In the order of the records, resized to S x S; index -1 fills the last global batch
+    up.
     """
     dataset = records.dataset(folder, split, epochs=1, limit=limit)
 
@@ -152,7 +154,8 @@ def ensure_records(name):
         if name == "demo":
             return build(name)
         if name not in sources.TFDS:
-            raise UserError(f"{missing} Without a folder, {', '.join(sources.TFDS)} and demo can be had.") from None
+            raise UserError(f"{missing} Without a folder, {', '.join(sources.TFDS)} and demo can be had."
+                            ) from None
         try:
             return build(name)
         except UserError as error:
@@ -206,8 +209,10 @@ def visualize(folder, path, *, image_size, seed=0, columns=8):
 
 def define_flags():
     flags = cli.flags
-    flags.DEFINE_string("dataset", None, f"{', '.join(sources.TFDS)}, celeba, demo, or a name for your own folders.")
-    flags.DEFINE_string("source", None, "Folder with trainA and trainB, or of CelebA; default: tensorflow-datasets.")
+    flags.DEFINE_string("dataset", None, f"{', '.join(sources.TFDS)}, celeba, demo, or a name for your own "
+                        "folders.")
+    flags.DEFINE_string("source", None, "Folder with trainA and trainB, or of CelebA; default: "
+                        "tensorflow-datasets.")
     flags.DEFINE_string("source_a", None, "Folder of the pictures of A, in place of --source.")
     flags.DEFINE_string("source_b", None, "Folder of the pictures of B.")
     flags.DEFINE_string("attribute", None, "Of CelebA: A has it, B does not; default Male.")
@@ -225,8 +230,8 @@ def main(args):
     cli.no_arguments(args)
     flags = cli.FLAGS
     if not flags.dataset:
-        raise UserError("Give --dataset NAME: horse2zebra or another set of the paper, celeba, demo, or a name for "
-                        "folders of your own, which --source or --source_a and --source_b then name.")
+        raise UserError("Give --dataset NAME: horse2zebra or another set of the paper, celeba, demo, or a name "
+                        "for folders of your own, which --source or --source_a and --source_b then name.")
     if flags.labels and (len(flags.labels) != 2 or flags.labels[0] == flags.labels[1] or "" in flags.labels):
         raise UserError(f"--labels must be two different names, horse,zebra; {','.join(flags.labels)!r} came.")
     name = flags.dataset.removeprefix("cycle_gan/")

@@ -47,8 +47,8 @@ def find(name, source=None, *, source_a=None, source_b=None, attribute=None, lab
     attribute: of CelebA, default Male. labels: names of A and B, default as found. Raises UserError.
     """
     if bool(source_a) != bool(source_b) or (source and source_a):
-        raise UserError("Give --source_a and --source_b, a folder for each domain, or --source alone, one folder with "
-                        "trainA and trainB or of CelebA.")
+        raise UserError("Give --source_a and --source_b, a folder for each domain, or --source alone, one folder "
+                        "with trainA and trainB or of CelebA.")
     is_celeba = source and _list_file(pathlib.Path(source), _ATTRIBUTES)
     if attribute and not is_celeba:
         raise UserError(f"--attribute is one of CelebA, and needs a --source with {_ATTRIBUTES}.txt; "
@@ -110,12 +110,13 @@ def from_celeba(folder, attribute="Male"):
     path = _list_file(folder, _ATTRIBUTES)
     names, rows = _read_table(path)
     if attribute not in names:
-        raise UserError(f"--attribute must be one of CelebA's, and {attribute!r} is none of them: {', '.join(names)}.")
+        raise UserError(f"--attribute must be one of CelebA's, and {attribute!r} is none of them: "
+                        f"{', '.join(names)}.")
     column = names.index(attribute)
     places = [folder / place for place in _FACES if any((folder / place).glob("*.jpg"))]
     if not places:
-        raise UserError(f"The pictures of {path.name} must be in {folder / 'img_align_celeba'}, and are not. Unpack "
-                        "img_align_celeba.zip there.")
+        raise UserError(f"The pictures of {path.name} must be in {folder / 'img_align_celeba'}, and are not. "
+                        "Unpack img_align_celeba.zip there.")
     partition, listed = {}, _list_file(folder, _PARTITION)
     if listed:
         partition = {name: values[0] for name, values in _read_table(listed)[1].items()}
@@ -131,7 +132,8 @@ def from_celeba(folder, attribute="Male"):
             splits.setdefault(f"test{side}", []).append(places[0] / name)
     for side, having in (("A", "with"), ("B", "without")):
         if not splits[f"train{side}"]:
-            raise UserError(f"Both domains need pictures, and {path} lists none {having} {attribute} for training.")
+            raise UserError(f"Both domains need pictures, and {path} lists none {having} {attribute} for "
+                            "training.")
     labels = ["male", "female"] if attribute == "Male" else [attribute, f"no {attribute}"]
     return Source(labels, _held_out(splits), _load_path, f"CelebA by {attribute}")
 
@@ -145,8 +147,8 @@ def from_tfds(name, *, data_dir=None):
     if name not in TFDS:
         raise UserError(f"Without a folder, only {', '.join(TFDS)} (of tensorflow-datasets) and demo can be had; "
                         f"{name!r} came. For pictures of your own, give --source, or --source_a and --source_b.")
-    advice = (f"Download {_HOST}{name}.zip, unpack it here, and run python -m cyclegan.preprocess --dataset {name} "
-              f"--source {name}")
+    advice = (f"Download {_HOST}{name}.zip, unpack it here, and run python -m cyclegan.preprocess --dataset "
+              f"{name} --source {name}")
     root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     prepared = any((root / "cycle_gan" / name).glob("*/dataset_info.json"))
     if not prepared and not reachable(_HOST):
@@ -224,7 +226,8 @@ def _read_table(path):
     try:
         lines = path.read_text(encoding="utf-8").replace(",", " ").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} must be a text file of CelebA, and cannot be read ({error}). Get it again.") from None
+        raise UserError(f"{path} must be a text file of CelebA, and cannot be read ({error}). Get it again."
+                        ) from None
     rows = [line.split() for line in lines if line.strip()]
     count = int(rows.pop(0)[0]) if rows and len(rows[0]) == 1 and rows[0][0].isdigit() else None
     names = [] if not rows or media.PICTURES & {pathlib.Path(rows[0][0]).suffix.lower()} else rows.pop(0)
@@ -241,7 +244,8 @@ def _read_table(path):
             raise UserError(f"{path} must have a picture and {width} whole numbers in each line, and one is "
                             f"{' '.join(row)[:60]!r}. Get it again.")
     if count not in (None, len(table)) or not table:
-        raise UserError(f"{path} must list {count or 'some'} pictures, and lists {len(table)}: it is cut. Get it again.")
+        raise UserError(f"{path} must list {count or 'some'} pictures, and lists {len(table)}: it is cut. Get it "
+                        "again.")
     return names, table
 
 

@@ -1,7 +1,7 @@
 """How far apart two sets of pictures are, by features of them: Fréchet distance and kernel distance. NumPy alone.
 
-With the features of the Inception network of Heusel et al. these are FID and KID; with others they are not, and must
-not be called so. N, M pictures, D numbers of a feature. Everything is float64.
+With the features of the Inception network of Heusel et al. these are FID and KID; with others they are not, and
+must not be called so. N, M pictures, D numbers of a feature. Everything is float64.
 """
 
 import numpy as np
@@ -23,9 +23,10 @@ def statistics(features):
 def frechet_distance(mean1, covariance1, mean2, covariance2):
     """|mean1 - mean2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), at least 0; C1, C2 may be singular (N at most D).
 
-    Dowson and Landau, 1982, of two normal distributions; Heusel et al., GANs Trained by a Two Time-Scale Update Rule,
-    2017, eq. 6. The eigenvalues of C1 C2 are those of the symmetric H1^T C2 H1 with C1 = H1 H1^T: with C2 = H2 H2^T
-    their roots are the singular values of H1^T H2, which needs no square root of a matrix that is not symmetric.
+    Dowson and Landau, 1982, of two normal distributions; Heusel et al., GANs Trained by a Two Time-Scale Update
+    Rule, 2017, eq. 6. The eigenvalues of C1 C2 are those of the symmetric H1^T C2 H1 with C1 = H1 H1^T: with C2 =
+    H2 H2^T their roots are the singular values of H1^T H2, which needs no square root of a matrix that is not
+    symmetric.
     """
     mean1, mean2 = np.asarray(mean1, np.float64), np.asarray(mean2, np.float64)
     covariance1, covariance2 = np.asarray(covariance1, np.float64), np.asarray(covariance2, np.float64)
@@ -38,15 +39,16 @@ def kernel_distance(features1, features2, *, subsets=100, subset_size=1000, seed
     """(mean, standard deviation) of the unbiased squared MMD over random subsets of features [N, D] and [M, D].
 
     The kernel is (x . y / D + 1)^3; each of the `subsets` draws min(subset_size, N, M) of either side, without
-    putting back. Binkowski et al., Demystifying MMD GANs, 2018, sec. 4 and eq. 4. It may be below 0. Raises UserError
-    as `statistics`.
+    putting back. Binkowski et al., Demystifying MMD GANs, 2018, sec. 4 and eq. 4. It may be below 0. Raises
+    UserError as `statistics`.
     """
     features1, features2 = checked(features1), checked(features2)
     size = min(subset_size, len(features1), len(features2))
     if len(features1) == len(features2) == size:
         subsets = 1  # all would be the same
     rng = np.random.default_rng(seed)
-    values = [_mmd(*(features[rng.choice(len(features), size, replace=False)] for features in (features1, features2)))
+    both = features1, features2
+    values = [_mmd(*(features[rng.choice(len(features), size, replace=False)] for features in both))
               for _ in range(subsets)]
     return float(np.mean(values)), float(np.std(values))
 
