@@ -119,11 +119,27 @@ def toward(found, direction, kind="translated"):
     return found[direction][f"logit/{kind}"] * (1 if direction == "a2b" else -1)
 
 
+def round_trip(found, direction):
+    """bool [N]: the judge takes the translation for the target, and what comes back is nearest to what was sent.
+
+    Nearest of all pictures that `collect` kept, by the squared difference of 4 x 4 means. It is low however networks
+    fail: what is copied is not taken for the target, and of what is painted at random, though the judge may like it,
+    one of N comes back.
+    """
+    sent, back = (found[direction][kind].astype(np.float64) - 127.5 for kind in ("images", "cycled"))
+    count, side = sent.shape[:2]
+    sent, back = (kind.reshape(count, side // 4, 4, side // 4, 4, 3).mean((2, 4)).reshape(count, -1)
+                  for kind in (sent, back))
+    distances = np.sum(sent ** 2, axis=1) - 2 * back @ sent.T  # but for what is the same in a row
+    return (distances.argmin(axis=1) == np.arange(count)) & (toward(found, direction)[:count] > 0)
+
+
 def summarize(found, features):
     """The figures of {"a2b": `collect`, "b2a": `collect`} as a flat dict of plain numbers and texts.
 
     judge_accuracy: the judge's, on the real pictures, mean of both sides. judged_<direction> and _before: share of
-    pictures it takes for the target, translated and not. frechet_judge_<direction>, frechet_judge_before; and
+    pictures it takes for the target, translated and not. round_trip_<direction>: see `round_trip`.
+    frechet_judge_<direction>, frechet_judge_before; and
     fid_, kid_ (inception), frechet_custom_, kernel_custom_ (SavedModel) or frechet_stored_, kernel_stored_.
     Distances are left out with fewer than two pictures on a side. cycle_a, cycle_b, identity_a2b, identity_b2a:
     see `make_translate`.
@@ -135,6 +151,7 @@ def summarize(found, features):
     for direction in SIDES:
         summary[f"judged_{direction}_before"] = float(np.mean(toward(found, direction, "images") > 0))
         summary[f"judged_{direction}"] = float(np.mean(toward(found, direction) > 0))
+        summary[f"round_trip_{direction}"] = float(np.mean(round_trip(found, direction)))
     if min(summary["pictures_a"], summary["pictures_b"]) > 1:
         summary |= _distances({direction: found[direction]["judge/images"] for direction in SIDES},
                               {direction: found[direction]["judge/translated"] for direction in SIDES},
@@ -233,7 +250,8 @@ def table(summary, labels):
     lines = [f"{summary['pictures_a']} pictures of {a}, {summary['pictures_b']} of {b}; the judge is right about "
              f"{summary['judge_accuracy']:.3f} of them", f"{'':32}" + "".join(f"{head:>20}" for head in heads),
              row("judged as target, untranslated", "judged", 3, True),
-             row("judged as target, translated", "judged", 3)]
+             row("judged as target, translated", "judged", 3),
+             row("... and comes back as itself", "round_trip", 3)]
     names = {"frechet_judge": ("Frechet (judge)", 2), "fid": ("FID (Keras's Inception)", 2),
              "kid": ("KID (Keras's Inception)", 4)}
     for key in ("frechet_judge", *_PREFIXES.get(summary["features"], ())):
