@@ -26,6 +26,7 @@ JUDGE_SIDE = 64
 JUDGE_PICTURES = 1000  # of each side, at most, to train it
 _JUDGE_STEPS, _JUDGE_BATCH = 400, 32
 _CHUNK = 32
+_BATCH = tf.TensorSpec([None, None, None, 3], tf.uint8)
 _STORED = ("a", "b", "a2b", "b2a")
 _WEIGHTS = ("https://storage.googleapis.com/tensorflow/keras-applications/inception_v3/"
             "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5")
@@ -126,11 +127,9 @@ def load_judge(path, folder, seed=0):
 
 def make_judge(model):
     """The function from uint8 [N, S, S, 3] to (features float32 [N, D], logits float32 [N]) of a judge."""
-    @tf.function(reduce_retracing=True)
+    @tf.function(input_signature=[_BATCH])
     def run(images):
-        images = tf.map_fn(lambda image: preprocess.resize(image, JUDGE_SIDE), images,
-                           fn_output_signature=tf.TensorSpec([JUDGE_SIDE, JUDGE_SIDE, 3], tf.float32))
-        found = model(preprocess.to_floats(images), training=False)
+        found = model(preprocess.to_floats(preprocess.resize(images, JUDGE_SIDE)), training=False)
         return found["features"], found["logit"]
 
     return lambda images: tuple(_in_chunks(run, images))
@@ -156,7 +155,7 @@ def make_inception():
     except Exception as error:  # whatever the network or the disk did
         raise UserError(f"InceptionV3's weights could not be had ({files.reason(error)}). {advice}") from error
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(input_signature=[_BATCH])
     def run(images):
         images = tf.image.resize(images, [299, 299])
         return [model(preprocess.to_floats(images), training=False)]
@@ -186,7 +185,7 @@ def make_custom(folder):
                         f"{list(outputs.values())}.")
     size = None if None in spec.shape[1:3] else list(spec.shape[1:3])
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(input_signature=[_BATCH])
     def run(images):
         images = tf.cast(images, tf.float32) if size is None else tf.image.resize(images, size, antialias=True)
         images = images / 255 if spec.dtype == tf.float32 else tf.cast(tf.round(images), tf.uint8)

@@ -51,9 +51,9 @@ def parse(record):
 
 
 def resize(image, size):
-    """uint8 [H, W, 3] as float32 [S, S, 3] in 0..255: bicubic, averaged where it shrinks, as Pillow does.
+    """uint8 [H, W, 3] as float32 [S, S, 3] in 0..255, or a batch: bicubic, averaged where it shrinks.
 
-    Both sides become S, whatever they were, as in the paper's code.
+    Both sides become S, whatever they were, as in the paper's code, which uses Pillow's bicubic.
     """
     return tf.clip_by_value(tf.image.resize(image, [size, size], "bicubic", antialias=True), 0.0, 255.0)
 
