@@ -12,6 +12,7 @@ import pathlib
 import sys
 from typing import Any, Callable, NamedTuple
 
+import cv2
 import keras
 import numpy as np
 import tensorflow as tf
@@ -68,20 +69,23 @@ def load(name, folder, run_folder=None, *, seed=0, in_training=False):
 
 
 def judge_model(seed=0):
-    """Pictures float32 [B, 64, 64, 3] in -1..1 -> {"features": [B, 64], "logit": [B]}, above 0 for B.
+    """Pictures float32 [B, 64, 64, 3] in -1..1 -> {"features": [B, 176], "logit": [B]}, above 0 for B.
 
-    float32 whatever the precision of the run, and seeded by itself: it draws nothing from the program's own
-    random numbers.
+    The features are the means of all layers, not of the last alone: the first ones see patterns that no picture
+    has, such as checkerboards, which the last have learnt to see through. float32 whatever the precision of the
+    run, and seeded by itself: it draws nothing from the program's own random numbers.
     """
     with runtime.dtype_policy("float32"):
         images = x = keras.Input([JUDGE_SIDE, JUDGE_SIDE, 3], name="images")
+        means = []
         for number, filters in enumerate((16, 32, 64, 64)):
             x = keras.layers.Conv2D(filters, 3, 2, "same", activation="relu", name=f"conv{number}",
                                     kernel_initializer=keras.initializers.HeNormal(seed + number))(x)
-        features = keras.layers.GlobalAveragePooling2D(name="features")(x)
+            means.append(keras.layers.GlobalAveragePooling2D(name=f"mean{number}")(x))
         logit = keras.layers.Dense(1, kernel_initializer=keras.initializers.HeNormal(seed + 9),
-                                   name="logit")(features)
-        return keras.Model(images, {"features": features, "logit": logit[:, 0]}, name="judge")
+                                   name="logit")(means[-1])
+        outputs = {"features": keras.ops.concatenate(means, axis=-1), "logit": logit[:, 0]}
+        return keras.Model(images, outputs, name="judge")
 
 
 def train_judge(folder, seed=0, steps=_JUDGE_STEPS):
@@ -103,7 +107,7 @@ def train_judge(folder, seed=0, steps=_JUDGE_STEPS):
 
     for _ in range(steps):
         images = np.concatenate([side[rng.integers(len(side), size=_JUDGE_BATCH // 2)] for side in pictures])
-        step(preprocess.to_floats(_augment(images, rng)))
+        step(_augment(images, rng))
     return model
 
 
@@ -234,13 +238,22 @@ def _training_pictures(folder, split, side):
 
 
 def _augment(images, rng):
-    """uint8 [B, 64, 64, 3]: a random square of each of the larger pictures [B, h, w, 3], perhaps mirrored."""
+    """float32 [B, 64, 64, 3] in -1..1 of larger pictures uint8 [B, h, w, 3]: a square of each, perhaps mirrored.
+
+    In other colours, half of them blurred, half with noise, so that the judge goes by more than a tint or a grain,
+    which generators learn first.
+    """
     spare, cut = images.shape[1] - JUDGE_SIDE, []
-    for image, (top, left), flip in zip(images, rng.integers(spare + 1, size=(len(images), 2)),
-                                        rng.random(len(images)) < 0.5):
-        image = image[top:top + JUDGE_SIDE, left:left + JUDGE_SIDE]
-        cut.append(image[:, ::-1] if flip else image)
-    return np.stack(cut)
+    for image, (top, left) in zip(images, rng.integers(spare + 1, size=(len(images), 2))):
+        image = image[top:top + JUDGE_SIDE, left:left + JUDGE_SIDE].astype(np.float32) / 127.5 - 1
+        image = image[:, ::-1] if rng.random() < 0.5 else image
+        if rng.random() < 0.5:
+            image = cv2.GaussianBlur(np.ascontiguousarray(image), (0, 0), rng.uniform(0.4, 1.2))
+        if rng.random() < 0.5:
+            grain = cv2.resize(rng.normal(0, 1, [JUDGE_SIDE // rng.integers(1, 4)] * 2 + [3]), image.shape[:2])
+            image = image + rng.uniform(0, 0.4) * grain
+        cut.append(image * rng.uniform(0.6, 1.3) * rng.uniform(0.8, 1.2, 3) + rng.uniform(-0.2, 0.2, 3))
+    return np.clip(cut, -1, 1).astype(np.float32)
 
 
 def _in_chunks(run, images):

@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.metrics import frechet
 from cyclegan import evaluate, preprocess
 from cyclegan.features import Features
-from tests.cyclegan.small import write_records
+from tests.cyclegan.domains import write_records
 
 RNG = np.random.default_rng(0)
 CONFIG = {"image_size": 8, "labels": ["cat", "dog"], "limit": 0, "seed": 0}

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from common.errors import UserError
 from cyclegan import demo, features, preprocess
-from tests.cyclegan.small import write_records
+from tests.cyclegan.domains import write_records
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (5, 32, 32, 3), np.uint8)
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(folder):
-    return features.train_judge(folder, seed=1, steps=40)
+    return features.train_judge(folder, seed=1, steps=60)
 
 
 def test_pictures(folder, split):
@@ -41,8 +41,8 @@ test_pictures.__test__ = False
 def test_the_judge_tells_plain_from_striped(folder, trained):
     judge = features.make_judge(trained)
     described, logits = zip(*(judge(test_pictures(folder, split)) for split in ("testA", "testB")))
-    assert described[0].shape == (10, 64) and logits[0].shape == (10,) and logits[0].dtype == np.float32
-    assert np.mean([(logits[0] < 0).mean(), (logits[1] > 0).mean()]) >= 0.85  # after 40 of 400 steps
+    assert described[0].shape == (10, 176) and logits[0].shape == (10,) and logits[0].dtype == np.float32
+    assert np.mean([(logits[0] < 0).mean(), (logits[1] > 0).mean()]) >= 0.85  # after 60 of 400 steps
     larger = np.kron(test_pictures(folder, "testB"), np.ones((1, 2, 2, 1), np.uint8))  # of any size
     np.testing.assert_allclose(judge(larger)[1], logits[1], atol=0.15 * np.abs(logits[1]).max())
 
@@ -53,7 +53,7 @@ def test_the_judge_is_the_same_again_and_disturbs_nothing(folder, trained):
     keras.utils.set_random_seed(3)
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        again = features.train_judge(folder, seed=1, steps=40)
+        again = features.train_judge(folder, seed=1, steps=60)
         assert keras.config.dtype_policy().name == "mixed_bfloat16"
     finally:
         keras.config.set_dtype_policy("float32")
