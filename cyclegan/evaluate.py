@@ -21,7 +21,7 @@ from common import cli, drawing, files, records, training
 from common.errors import UserError
 from common.metrics import frechet
 from cyclegan import features as feature_sources
-from cyclegan import preprocess
+from cyclegan import predict, preprocess
 
 SIDES = {"a2b": "A", "b2a": "B"}     # direction -> the side it starts from
 _BACK = {"a2b": "b2a", "b2a": "a2b"}
@@ -122,9 +122,9 @@ def toward(found, direction, kind="translated"):
 def round_trip(found, direction):
     """bool [N]: the judge takes the translation for the target, and what comes back is nearest to what was sent.
 
-    Nearest of all pictures that `collect` kept, by the squared difference of 4 x 4 means. It is low however networks
-    fail: what is copied is not taken for the target, and of what is painted at random, though the judge may like it,
-    one of N comes back.
+    Nearest of all pictures that `collect` kept, by the squared difference of 4 x 4 means. It is low however
+    networks fail: what is copied is not taken for the target, and of what is painted at random, though the judge
+    may like it, one of N comes back.
     """
     sent, back = (found[direction][kind].astype(np.float64) - 127.5 for kind in ("images", "cycled"))
     count, side = sent.shape[:2]
@@ -289,7 +289,6 @@ def define_flags():
 
 
 def main(args):
-    from cyclegan import predict
     cli.no_arguments(args)
     flags = cli.FLAGS
     strategy = training.make_strategy()

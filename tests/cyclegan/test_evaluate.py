@@ -2,7 +2,6 @@
 
 import json
 import re
-import types
 
 import cv2
 import keras
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import cyclegan
 from common.errors import UserError
 from common.metrics import frechet
 from cyclegan import evaluate, preprocess
@@ -194,8 +192,7 @@ def test_command(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate.cli, "flags", Flags(values))
     monkeypatch.setattr(evaluate.training, "make_strategy", lambda: PLAIN)
     config = {**CONFIG, "tfrecords": str(folder)}
-    monkeypatch.setattr(cyclegan, "predict", types.SimpleNamespace(load_run=lambda *args: (GENERATORS, config)),
-                        raising=False)
+    monkeypatch.setattr(evaluate.predict, "load_run", lambda *args: (GENERATORS, config))
     monkeypatch.setattr(evaluate.feature_sources, "load", lambda *args, **options: described())
     evaluate.define_flags()
     run = tmp_path / "run"
