@@ -29,7 +29,8 @@ DEFAULTS = {
 }
 
 # Learns in about three minutes on two CPU cores.
-DEMO = {"image_size": 64, "num_blocks": 3, "filters": 32, "batch_size": 1, "epochs": 4, "eval_every": 2}
+DEMO = {"image_size": 64, "num_blocks": 3, "filters": 24, "upsample": "resize", "epochs": 3, "learning_rate": 4e-4,
+        "eval_every": 3}
 
 # What shapes the networks, the data or the course of training; a run keeps these when it is resumed.
 IDENTITY = ("image_size", "num_blocks", "filters", "upsample", "labels", "batch_size", "pool_size", "cycle_weight",
