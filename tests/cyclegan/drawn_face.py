@@ -7,8 +7,8 @@ import numpy as np
 
 EYE_DISTANCE, MIDDLE = 90, (240, 270)  # of the picture as drawn, 640 x 480
 HAIR, SKIN, SHADE = (70, 48, 34), (224, 178, 150), (190, 138, 114)
-# (x, y, radius x, radius y) in eye distances from the middle between the eyes, colour, share of the radius in which
-# it fades, opacity; mirrored: the same on the other side.
+# (x, y, radius x, radius y) in eye distances from the middle between the eyes, colour, share of the radius in
+# which it fades, opacity; mirrored: the same on the other side.
 BLOBS = [
     (0, 3.6, 2.6, 1.4, (70, 80, 120), 0.03, 1), (0, 2.1, 0.62, 0.9, (196, 148, 122), 0.06, 1),
     (0, -0.35, 1.35, 1.45, HAIR, 0.05, 1), (0, 0.38, 1.15, 1.5, SKIN, 0.04, 1),

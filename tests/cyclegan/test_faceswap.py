@@ -72,7 +72,8 @@ def test_boxes_of_raw_numbers():
 def test_letterbox():
     picture = np.full([50, 200, 3], 9, np.uint8)
     image, share, corner = faces.letterbox(picture, 100)
-    assert image.shape == (100, 100, 3) and not image[:37].any() and not image[62:].any() and (image[37:62] == 9).all()
+    assert image.shape == (100, 100, 3) and not image[:37].any() and not image[62:].any()
+    assert (image[37:62] == 9).all()
     np.testing.assert_allclose([*share, *corner], [0.5, 0.5, 0, 37])
 
 
@@ -133,7 +134,7 @@ def test_dominant_face_and_videos():
     large, middle, sure = face(20, 20, 20), face(50, 40, 19), face(90, 20, 17, score=0.95)
     tracker = faces.Tracker(0.5)
     tracker.update([large, sure, middle])
-    np.testing.assert_array_equal(tracker.dominant(80, 100).box_xyxy, middle.box_xyxy)  # it is nearer to the middle
+    np.testing.assert_array_equal(tracker.dominant(80, 100).box_xyxy, middle.box_xyxy)  # by its place
     # 1/2 in the corner, 1 in the middle.
     corner = face()._replace(box_xyxy=np.array([-2.0, -2, 2, 2]))
     center = face()._replace(box_xyxy=np.array([48.0, 38, 52, 42]))
@@ -235,7 +236,8 @@ def test_what_changes_nothing_changes_nothing(region, mask):
     y, x = np.mgrid[:100, :120] + 0.5
     back = np.linalg.inv(np.concatenate([region.matrix(), [[0, 0, 1]]]))
     x, y, _ = np.einsum("ij,jhw->ihw", back, np.stack([x, y, np.ones_like(x)]))
-    outside = np.hypot(2 * x - 1, 2 * y - 1) >= 1 if mask == "ellipse" else np.maximum(abs(x - .5), abs(y - .5)) >= .5
+    away = np.stack([2 * x - 1, 2 * y - 1])
+    outside = (np.hypot(*away) if mask == "ellipse" else np.abs(away).max(axis=0)) >= 1
     np.testing.assert_array_equal(found[outside], picture[outside])
     assert (found != picture).any() == (~outside).any()
 
@@ -254,6 +256,13 @@ def test_translation_comes_to_its_place():
             core = np.hypot(2 * x - 1, 2 * y - 1) < 0.75
             difference = np.abs(found[core].astype(int) - other[core])
             assert difference.mean() < 2 < 20 < np.abs(picture[core].astype(int) - other[core]).mean()
+
+
+def test_small_faces_get_the_mean_of_the_translation():
+    picture, region = np.zeros([20, 20, 3], np.uint8), faceswap.Region((10, 10), 12, 12, 0)
+    translated = np.repeat(np.indices((96, 96)).sum(0)[..., None] // 2 % 2, 3, axis=-1).astype(np.float32)
+    found = faceswap.patch(picture, region, np.zeros_like(translated), translated)
+    assert np.abs(found[8:12, 8:12].astype(int) - 127.5).max() <= 1
 
 
 @pytest.mark.parametrize("mask", faceswap.MASKS)
