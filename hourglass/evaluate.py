@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from common import cli, detection_evaluate, drawing, files, records, runtime, training
+from common import cli, detection_evaluate, drawing, files, records, training
 from common.errors import UserError
 from common.metrics import keypoints
 from hourglass import crops, doctor, poses, preprocess
-from hourglass.model import MODELS
 from hourglass.postprocess import postprocess
+from hourglass.predict import load_run
 
 SAMPLES = 6          # persons in each of the pictures
 SIDE = 256           # pixels of a person in them
@@ -46,14 +46,6 @@ METRICS = {
     "oks": Metric("KS 0.5", float(np.sqrt(2 * np.log(2))), "KS 0.75", float(np.sqrt(2 * np.log(4 / 3))),
                   "2 sigma sqrt(area)"),
 }
-
-
-def load_run(folder, which="best"):
-    """(model, config) of a run folder, with the weights of its best or last epoch. Raises UserError."""
-    keys = ("num_stacks", "filters", "order", "num_residual", "variant")
-    return runtime.read_run(
-        folder, which, article="hourglass", keys=(*keys, "image_size", "labels"),
-        build=lambda config: MODELS["hourglass"](len(config["labels"]), **{key: config[key] for key in keys}))
 
 
 def make_predict(model, strategy, pairs, flip=False):

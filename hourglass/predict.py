@@ -23,12 +23,17 @@ import tensorflow as tf
 from common import boxes, cli, detection_predict, drawing, media, runtime, writer
 from common.errors import UserError
 from hourglass import crops, doctor, people, poses
+from hourglass.model import MODELS
 from hourglass.postprocess import postprocess
-from hourglass.train import build
 
-KEYS = ("num_stacks", "filters", "order", "num_residual", "variant", "image_size", "labels", "pairs", "skeleton",
-        "metric")
+SHAPE = ("num_stacks", "filters", "order", "num_residual", "variant")  # of the network
+KEYS = (*SHAPE, "image_size", "labels", "pairs", "skeleton", "metric")
 MAX_SHRINK = 8  # as in `crops.decode`
+
+
+def build(config):
+    """The network of a config.json with random weights."""
+    return MODELS["hourglass"](len(config["labels"]), **{key: config[key] for key in SHAPE})
 
 
 def load_run(folder, which="best", precision="float32"):

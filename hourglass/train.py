@@ -17,7 +17,8 @@ from common import cli, drawing, optimizers, records, training
 from common.errors import UserError
 from hourglass import evaluate, poses, preprocess
 from hourglass.loss import LOSSES
-from hourglass.model import VARIANTS, hourglass
+from hourglass.model import VARIANTS
+from hourglass.predict import build
 from hourglass.preprocess import STRIDE
 
 # Every value of config.json and its default; the command line has a flag for each.
@@ -174,12 +175,6 @@ def validate(predict, folder, config, strategy):
     shown = range(min(SAMPLES, len(found["index"])))
     samples, _ = evaluate.draw_persons(folder, split, found, body, shown, side=192)
     return metrics, samples
-
-
-def build(config):
-    """The network of a config.json with random weights."""
-    return hourglass(len(config["labels"]), **{key: config[key] for key in (
-        "num_stacks", "filters", "order", "num_residual", "variant")})
 
 
 def make_optimizer(config, total_steps):

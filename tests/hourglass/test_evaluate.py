@@ -22,7 +22,8 @@ from hourglass.postprocess import mirrored, postprocess
 ROOT = pathlib.Path(__file__).parents[2]
 BODY = poses.MPII
 CONFIG = {"article": "hourglass", "num_stacks": 1, "filters": 8, "order": 1, "num_residual": 1,
-          "variant": "article", "image_size": 64, "labels": BODY.labels, "limit": 0}
+          "variant": "article", "image_size": 64, "limit": 0,
+          **{key: getattr(BODY, key) for key in ("labels", "pairs", "skeleton", "metric")}}
 PERSONS = 7
 
 
