@@ -15,6 +15,8 @@ import pytest
 import tensorflow as tf
 
 from autoencoders import model as autoencoders
+from cyclegan import model as cyclegan
+from hourglass import model as hourglass
 from ssd import model as ssd
 from textclf import model as textclf
 from yolov1 import model as yolov1
@@ -60,6 +62,21 @@ MODELS = {
     "conv_autoencoder": Case(autoencoders.conv, {(): (4_385, 4_385)}, autoencoders.conv, (28, 28, 1)),
     "vae": Case(autoencoders.vae, {(): (202_516, 202_516)}, autoencoders.vae, (28, 28, 1)),
     "conv_vae": Case(autoencoders.conv_vae, {(): (134_165, 134_165)}, autoencoders.conv_vae, (28, 28, 1)),
+    # Counts: the blocks of the paper's figures and of the article's text, added up.
+    "hourglass": Case(
+        hourglass.hourglass, {(16, 1): (4_284_560, 4_305_296), (16, 2): (8_286_624, 8_326_304)},
+        functools.partial(hourglass.hourglass, 3, num_stacks=2, filters=8, order=1), (64, 96, 3)),
+    "hourglass_newell": Case(
+        hourglass.hourglass, {(16, 2, 256, 4, 1, "newell"): (6_570_400, 6_601_888)},
+        functools.partial(hourglass.hourglass, 3, num_stacks=1, filters=8, order=2, variant="newell"), (64, 96, 3)),
+    # Counts: the layers of the paper, added up; the article's "about 44mb" are 43.4 MiB of float32.
+    "cyclegan_generator": Case(
+        cyclegan.generator, {(9,): (11_383_427, 11_383_427), (6,): (7_841_411, 7_841_411),
+                             (9, 64, "resize"): (11_383_427, 11_383_427)},
+        functools.partial(cyclegan.generator, 1, 8), (16, 24, 3)),
+    "cyclegan_discriminator": Case(
+        cyclegan.discriminator, {(): (2_765_633, 2_765_633)},
+        functools.partial(cyclegan.discriminator, 8), (32, 40, 3)),
     # Counts: the layers of the article's listing, added up.
     "yolov1": Case(
         yolov1.humble_yolo, {(2,): (1_406_896, 1_406_896)},
