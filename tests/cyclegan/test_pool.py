@@ -1,4 +1,4 @@
-"""The image pool against a slow twin in Python, its distribution, in a graph, in a checkpoint and on two replicas."""
+"""The image pool: a slow twin in Python, its distribution, the graph, checkpoints, two replicas."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_draws_are_of_the_paper():
     assert abs(swapped.mean() - 0.5) < 0.02
     shares = np.bincount(slots.ravel(), minlength=5) / slots.size
     assert len(shares) == 5 and np.abs(shares - 0.2).max() < 0.016
-    assert abs(np.mean(slots[swapped] == 0) - 0.2) < 0.023                 # slot and swap know nothing of each other
+    assert abs(np.mean(slots[swapped] == 0) - 0.2) < 0.023                 # slot and swap are independent
     for one in range(4):
         for other in range(one):
             assert abs(np.mean(swapped[:, one] == swapped[:, other]) - 0.5) < 0.04
