@@ -83,7 +83,7 @@ def quantize(plain, kind, pictures):
     from ai_edge_quantizer import qtyping, quantizer
 
     with (open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere),
-          warnings.catch_warnings()):
+          contextlib.redirect_stderr(nowhere), warnings.catch_warnings()):
         warnings.simplefilter("ignore")  # that looking at all tensors takes memory
         tool, names = quantizer.Quantizer(bytearray(plain)), qtyping.TFLOperationName
         if kind == "int8_weights":

@@ -29,7 +29,7 @@ DIRECTIONS = ("a2b", "b2a")
 KEYS = ("num_blocks", "filters", "upsample", "image_size", "labels")
 MULTIPLE, SMALLEST = 4, 8  # of sides that the generators take; less than 8 leaves nothing to mirror in the blocks
 
-WHOLE = 2**20  # pixels of pictures that are not translated piece by piece: the whole takes about 2 GB then
+WHOLE = 2**20  # pixels of pictures that are not translated piece by piece: the whole takes about 1 GB then
 TILE = 256
 
 
