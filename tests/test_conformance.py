@@ -68,7 +68,8 @@ MODELS = {
         functools.partial(hourglass.hourglass, 3, num_stacks=2, filters=8, order=1), (64, 96, 3)),
     "hourglass_newell": Case(
         hourglass.hourglass, {(16, 2, 256, 4, 1, "newell"): (6_570_400, 6_601_888)},
-        functools.partial(hourglass.hourglass, 3, num_stacks=1, filters=8, order=2, variant="newell"), (64, 96, 3)),
+        functools.partial(hourglass.hourglass, 3, num_stacks=1, filters=8, order=2, variant="newell"),
+        (64, 96, 3)),
     # Counts: the layers of the paper, added up; the article's "about 44mb" are 43.4 MiB of float32.
     "cyclegan_generator": Case(
         cyclegan.generator, {(9,): (11_383_427, 11_383_427), (6,): (7_841_411, 7_841_411),
