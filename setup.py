@@ -10,7 +10,8 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(include=["common*", "yolov3*", "ssd*", "autoencoders*", "textclf*", "yolov1*"]),
+    packages=find_packages(include=["common*", "hourglass*", "yolov1*", "yolov3*", "ssd*", "cyclegan*",
+                                    "autoencoders*", "textclf*"]),
     install_requires=[
         "tensorflow>=2.21,<2.22",
         "keras>=3.15,<3.16",
