@@ -1,6 +1,7 @@
 """CycleGAN's networks and one step of its training in PyTorch, in float64, on the weights of ours.
 
-Weights are dicts {name: tensor in TensorFlow's layout}, so that gradients compare as they are. Pictures [B, 3, H, W].
+Weights are dicts {name: tensor in TensorFlow's layout}, so that gradients compare as they are. Pictures are
+[B, 3, H, W].
 """
 
 import torch
