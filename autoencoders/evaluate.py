@@ -266,7 +266,7 @@ def main(args):
                         "it on.")
     limited = bool(config["limit"]) and not flags.tfrecords
     split = flags.split or ("train" if limited else "val")
-    folder = records.resolve(name, split=split, command=preprocess.command(name))
+    folder = records.resolve(name, kind=preprocess.KIND, split=split, command=preprocess.command(name))
     predict.require_shape(folder, config)
     limit = flags.limit or (config["limit"] if limited and split == "train" else 0)
     dataset = batches(folder, split, strategy, config, batch_size=flags.batch_size, limit=limit)

@@ -164,19 +164,15 @@ def read_split(folder, split, limit=0):
 
 def image_shape(folder):
     """(H, W, C) of the pictures of a record set; a UserError where it is of another kind."""
-    manifest = records.read_manifest(folder)
-    if manifest.get("kind") != KIND:
-        raise UserError(f"{folder} must hold records of {KIND}, and holds {manifest.get('kind') or 'others'}. "
-                        "Build a set with python -m autoencoders.preprocess.")
-    return tuple(manifest["image_shape"])
+    return tuple(records.require_kind(folder, KIND)["image_shape"])
 
 
 def ensure_records(name):
     """The folder of the record set `name` (or a path), built on the spot if its data can be had at once."""
     try:
-        return records.resolve(name, command=command(name))
+        return records.resolve(name, kind=KIND, command=command(name))
     except UserError as missing:
-        if name == "demo":
+        if name == records.DEMO:
             return build(name)
         if name not in sources.LABELS:
             raise
@@ -188,8 +184,8 @@ def ensure_records(name):
 
 def command(name):
     """The command line that builds the record set `name`."""
-    name = pathlib.Path(name).name
-    source = "" if name == "demo" else " --source FOLDER"
+    name = records.name_of(name, KIND)
+    source = "" if name == records.DEMO else " --source FOLDER"
     return f"python -m autoencoders.preprocess --dataset {shlex.quote(name)}{source}"
 
 
@@ -199,7 +195,7 @@ def build(name, source=None, folder=None, *, shards=1, image_size=None, channels
     source: folder of IDX files or of pictures; None draws the demo's digits or downloads the set. image_size (H,
     W) and channels as in `sources.from_folder`. Raises UserError.
     """
-    folder = pathlib.Path(folder or pathlib.Path("tfrecords") / name)
+    folder = pathlib.Path(folder or records.default_folder(name, KIND))
     found = sources.find(name, source, image_size=image_size, channels=channels, skip_bad=skip_bad, seed=seed)
     with records.RecordWriter(folder, kind=KIND, labels=found.labels, source=found.origin,
                               builder="autoencoders.preprocess") as writer:
@@ -265,7 +261,7 @@ def main(args):
                         "which --source then names.")
     if flags.channels not in (None, 1, 3):
         raise UserError(f"--channels must be 1 or 3; {flags.channels} came.")
-    folder = pathlib.Path(flags.out or pathlib.Path("tfrecords") / flags.dataset)
+    folder = pathlib.Path(flags.out or records.default_folder(flags.dataset, KIND))
     if flags.source or not (flags.visualize and (folder / records.MANIFEST).is_file()):
         build(flags.dataset, flags.source, folder, shards=flags.shards, image_size=parse_size(flags.image_size),
               channels=flags.channels, skip_bad=flags.skip_bad, seed=flags.seed)

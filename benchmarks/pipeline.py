@@ -100,7 +100,7 @@ def main(args):
     cli.no_arguments(args)
     flags = cli.FLAGS
     if flags.tfrecords:
-        run(records.resolve(flags.tfrecords), flags)
+        run(records.resolve(flags.tfrecords, kind=preprocess.KIND), flags)
         return
     with tempfile.TemporaryDirectory() as root:
         folder, speed = build(pathlib.Path(root), flags.pictures)

@@ -42,7 +42,7 @@ def main(args):
     cli.no_arguments(args)
     flags = cli.FLAGS
     if flags.tfrecords:
-        run(records.resolve(flags.tfrecords), flags)
+        run(records.resolve(flags.tfrecords, kind=preprocess.KIND), flags)
         return
     with tempfile.TemporaryDirectory() as root:
         made_up = demo.source(size=480, splits={"train": flags.pictures})

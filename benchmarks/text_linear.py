@@ -30,7 +30,7 @@ def load(folder, split):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tfrecords", default="r8")
-    folder = records.resolve(parser.parse_args().tfrecords)
+    folder = records.resolve(parser.parse_args().tfrecords, kind=preprocess.KIND)
     (train_texts, train_labels), (test_texts, test_labels) = load(folder, "train"), load(folder, "test")
     vectorizer = TfidfVectorizer()
     train_rows, test_rows = vectorizer.fit_transform(train_texts), vectorizer.transform(test_texts)

@@ -17,6 +17,7 @@ import tensorflow as tf
 from common import building, images
 from common.errors import UserError
 
+KIND = "detection"
 BUILDER = "common.detection 1"
 decode_image = images.decode
 
@@ -121,6 +122,39 @@ def parse(serialized):
     }
 
 
+def parse_batch(serialized):
+    """What training needs of B serialized records [B], padded to the longest list, of N boxes; works in a graph.
+
+    {"image_bytes", "filename": [B] string, "boxes_xyxy": [B, N, 4] float32 fractions, "labels": [B, N] int32 0-based,
+    "is_crowd": [B, N] bool}; behind the last box zeros and the label -1. Errors as of `parse`.
+    """
+    keys = ("xmin", "ymin", "xmax", "ymax")
+    features = tf.io.parse_example(serialized, {
+        "image/encoded": tf.io.FixedLenFeature([], tf.string),
+        "image/filename": tf.io.FixedLenFeature([], tf.string, ""),
+        **{f"image/object/bbox/{key}": tf.io.RaggedFeature(tf.float32) for key in keys},
+        "image/object/class/label": tf.io.RaggedFeature(tf.int64),
+        "image/object/is_crowd": tf.io.RaggedFeature(tf.int64),
+    })
+    counts = features["image/object/bbox/xmin"].row_lengths()
+    shape = tf.stack([tf.size(counts), tf.reduce_max(counts)])
+
+    def padded(key, optional=False):
+        lengths = features[f"image/object/{key}"].row_lengths()
+        fits = tf.reduce_all((lengths == counts) | (optional & (lengths == 0)))
+        with tf.control_dependencies([tf.debugging.Assert(fits, [f"image/object/{key} of a record has not as many "
+                                                                 "values as it has boxes: ", lengths, counts])]):
+            return features[f"image/object/{key}"].to_tensor(shape=shape)
+
+    return {
+        "image_bytes": features["image/encoded"],
+        "filename": features["image/filename"],
+        "boxes_xyxy": tf.stack([padded(f"bbox/{key}") for key in keys], axis=-1),
+        "labels": tf.cast(padded("class/label"), tf.int32) - 1,
+        "is_crowd": padded("is_crowd", optional=True) > 0,
+    }
+
+
 def build_records(source, out_root="tfrecords", *, shards=None, num_workers=None, on_bad="error",
                   progress=True):
     """Writes the records of a `Source` to `out_root`/<its name> and returns a `building.Report`, which it also prints.
@@ -128,7 +162,7 @@ def build_records(source, out_root="tfrecords", *, shards=None, num_workers=None
     The rest as in `building.build`.
     """
     return building.build(
-        pathlib.Path(out_root) / source.name, source.splits, lambda item: _example(source, item), kind="detection",
+        pathlib.Path(out_root) / source.name, source.splits, lambda item: _example(source, item), kind=KIND,
         labels=source.labels, builder=BUILDER, origin=source.origin, shards=shards, num_workers=num_workers,
         on_bad=on_bad, progress=progress)
 

@@ -49,9 +49,9 @@ def ensure_records(article, name, find=None):
     find: as in `build`.
     """
     try:
-        return records.resolve(name, command=command(article, name))
+        return records.resolve(name, kind=detection.KIND, command=command(article, name))
     except UserError as missing:
-        if name == "demo" or (find and find(name, None, None)):
+        if name == records.DEMO or (find and find(name, None, None)):
             return build(name, find=find)
         if name not in detection_sources.DOWNLOADS:
             raise
@@ -64,8 +64,8 @@ def ensure_records(article, name, find=None):
 def command(article, name):
     """The command line that builds the record set `name`."""
     folders = {"voc2007": "VOCdevkit", "voc2012": "VOCdevkit", "coco2017": "coco"}
-    name = pathlib.Path(name).name
-    source = "" if name == "demo" else f" --source {folders.get(name, 'FOLDER')}"
+    name = records.name_of(name, detection.KIND)
+    source = "" if name == records.DEMO else f" --source {folders.get(name, 'FOLDER')}"
     return f"python -m {article}.preprocess --dataset {shlex.quote(name)}{source}"
 
 
@@ -77,9 +77,9 @@ def build(name, source=None, folder=None, *, labels=None, shards=None, num_worke
     labels: class names, None as found. find: function (name, source, labels) to the `detection.Source` of a set or
     a layout that only this article knows, or None. The rest as in `detection.build_records`. Raises UserError.
     """
-    folder = pathlib.Path(folder or pathlib.Path("tfrecords") / name)
+    folder = pathlib.Path(folder or records.default_folder(name, detection.KIND))
     found = find and find(name, source, labels)
-    if not found and name == "demo" and source is None:
+    if not found and name == records.DEMO and source is None:
         found = detection_demo.source(seed=seed)
     elif not found:
         found = detection_sources.find(name, source, labels)
@@ -122,7 +122,7 @@ def build_or_find(flags, only_look, find=None):
     if not flags.dataset:
         raise UserError("Give --dataset NAME: voc2007, voc2012, coco2017, demo, or a name for a folder of "
                         "your own, which --source then names.")
-    folder = pathlib.Path(flags.out or pathlib.Path("tfrecords") / flags.dataset)
+    folder = pathlib.Path(flags.out or records.default_folder(flags.dataset, detection.KIND))
     if flags.source or not only_look or not (folder / records.MANIFEST).is_file():
         build(flags.dataset, flags.source, folder, labels=flags.labels and read_labels(flags.labels),
               shards=flags.shards, num_workers=flags.workers, skip_bad=flags.skip_bad, seed=flags.seed,

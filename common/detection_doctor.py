@@ -52,9 +52,7 @@ def examine(folder, *, decode=True, progress=False):
     """
     folder = pathlib.Path(folder)
     records.verify(folder)
-    manifest = records.read_manifest(folder)
-    if manifest["kind"] != "detection":
-        raise UserError(f"{folder} must be a detection record set; its manifest says {manifest['kind']!r}.")
+    manifest = records.require_kind(folder, detection.KIND)
     contents, problems = {}, collections.defaultdict(list)
     for split, entry in manifest["splits"].items():
         if entry["examples"]:

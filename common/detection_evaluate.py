@@ -164,7 +164,7 @@ def choose_records(flags, config, command):
         raise UserError(f"{flags.run} was not trained here; say with --tfrecords what to evaluate it on.")
     limited = bool(config.get("limit")) and not flags.tfrecords
     split = flags.split or ("train" if limited else "val")
-    folder = records.resolve(name, split=split, command=command(name))
+    folder = records.resolve(name, kind=detection.KIND, split=split, command=command(name))
     limit = flags.limit or (config["limit"] if limited and split == "train" else 0)
     found_labels = records.read_manifest(folder)["labels"]
     if found_labels != config["labels"]:

@@ -29,6 +29,7 @@ from common.errors import UserError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+DEMO = "demo"
 _FRAMING = 16  # bytes around a payload: length, its checksum, checksum of the payload
 _BUILDING = ".building"
 
@@ -65,7 +66,7 @@ class RecordWriter:
 
     Leaving the block without `publish` (an exception, Ctrl-C) removes what was written and keeps an older set
     as it was. What a killed process left behind is removed by the next build. `manifest` may be filled with
-    anything that JSON can hold. A full disk is a UserError.
+    anything that JSON can hold. A full disk is a UserError, and so is a folder with records of another kind.
     """
 
     def __init__(self, folder, *, name=None, kind="", labels=(), source="", builder=""):
@@ -78,6 +79,7 @@ class RecordWriter:
         self._created = []  # folders that were not there before, innermost first
 
     def __enter__(self):
+        self._spare_other_kinds()
         with self._disk_errors():
             self._created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -98,6 +100,15 @@ class RecordWriter:
         for path in self._created:
             with contextlib.suppress(OSError):
                 path.rmdir()  # only where nothing was published
+
+    def _spare_other_kinds(self):
+        try:
+            held = read_manifest(self.folder).get("kind")
+        except UserError:
+            return  # nothing there, or nothing whole
+        if held and self.manifest["kind"] not in ("", held):
+            raise UserError(f"{self.folder} holds records of kind {held!r}, and a build of {self.manifest['kind']!r} "
+                            "would replace them. Give another name or --out, or remove the folder.")
 
     def write_split(self, split, serialized, *, num_shards=1, total=None, **facts):
         """Writes an iterable of serialized examples (bytes) as one split and returns how many there were.
@@ -193,15 +204,36 @@ def read_manifest(folder):
     return manifest
 
 
-def resolve(name_or_path, *, root="tfrecords", split="train", command=None):
-    """The folder of the record set `name_or_path`: a name under `root`, or a path.
+def require_kind(folder, kind):
+    """The manifest of a record set of this kind; a UserError where it is of another."""
+    manifest = read_manifest(folder)
+    if manifest.get("kind") != kind:
+        raise UserError(f"{folder} must be a record set of kind {kind!r}, and its manifest says "
+                        f"{manifest.get('kind')!r}. Give another set, or build one under another name with the article's preprocess.py.")
+    return manifest
+
+
+def default_folder(name, kind):
+    """tfrecords/<name>. Every kind of records has its demo, so that "demo" is a folder of each kind."""
+    return pathlib.Path("tfrecords") / (f"{DEMO}_{kind.replace(' ', '_')}" if name == DEMO else name)
+
+
+def name_of(folder, kind):
+    """The name of the set in `folder`, or of the set so called: what `default_folder` is given."""
+    name = pathlib.Path(folder).name
+    return DEMO if name == default_folder(DEMO, kind).name else name
+
+
+def resolve(name_or_path, *, kind, split="train", command=None):
+    """The folder of the record set `name_or_path`: a name (see `default_folder`), or a path.
 
     Without one, or where `split` is missing or empty, a UserError: what was looked for, and `command`, the
-    command line that builds it.
+    command line that builds it. A UserError as well where the set is of another kind.
     """
-    folders = [pathlib.Path(root) / name_or_path, pathlib.Path(name_or_path)]
+    folders = [default_folder(name_or_path, kind), pathlib.Path(name_or_path)]
     for folder in folders:
         if (folder / MANIFEST).is_file():
+            require_kind(folder, kind)
             if not _entry(folder, split, command)["examples"]:
                 raise UserError(_no_match(folder, split, f"The split is empty. {_build(command)}"))
             return folder

@@ -301,7 +301,7 @@ def main(args):
     limited = bool(config["limit"]) and not flags.tfrecords
     split = flags.split or ("train" if limited else "test")
     for side in "AB":
-        folder = records.resolve(name, split=f"{split}{side}", command=preprocess.command(name))
+        folder = records.resolve(name, kind=preprocess.KIND, split=f"{split}{side}", command=preprocess.command(name))
     labels = preprocess.domains(folder)
     limit = flags.limit or (config["limit"] if limited and split == "train" else 0)
     features = feature_sources.load(flags.features, folder, flags.run, seed=config["seed"])

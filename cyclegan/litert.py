@@ -196,7 +196,7 @@ def gather(config, direction, image_size, *, folder=None, samples=100, measured=
         raise UserError(f"The records {name} that the run was trained on are not there, and pictures are needed "
                         "to measure on. Say with --representative where some are.")
     for split in (f"train{side}", f"test{side}"):
-        records.resolve(name, split=split, command=preprocess.command(name))
+        records.resolve(name, kind=preprocess.KIND, split=split, command=preprocess.command(name))
     return (read_records(name, f"train{side}", image_size, samples),
             read_records(name, f"test{side}", image_size, measured))
 

@@ -138,20 +138,16 @@ def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_si
 
 def domains(folder):
     """[name of A, name of B] of a record set; a UserError where it is of another kind."""
-    manifest = records.read_manifest(folder)
-    if manifest.get("kind") != KIND:
-        raise UserError(f"{folder} must hold records of {KIND}, and holds {manifest.get('kind') or 'others'}. "
-                        "Build a set with python -m cyclegan.preprocess.")
-    return manifest["labels"]
+    return records.require_kind(folder, KIND)["labels"]
 
 
 def ensure_records(name):
     """The folder of the record set `name` (or a path), built on the spot if its data can be had at once."""
     name = name.removeprefix("cycle_gan/")
     try:
-        return records.resolve(name, split="trainA", command=command(name))
+        return records.resolve(name, kind=KIND, split="trainA", command=command(name))
     except UserError as missing:
-        if name == "demo":
+        if name == records.DEMO:
             return build(name)
         if name not in sources.TFDS:
             raise UserError(f"{missing} Without a folder, {', '.join(sources.TFDS)} and demo can be had."
@@ -164,8 +160,8 @@ def ensure_records(name):
 
 def command(name):
     """The command line that builds the record set `name`."""
-    name = pathlib.Path(name).name
-    source = "" if name == "demo" else f" --source {name if name in sources.TFDS else 'FOLDER'}"
+    name = records.name_of(name, KIND)
+    source = "" if name == records.DEMO else f" --source {name if name in sources.TFDS else 'FOLDER'}"
     return f"python -m cyclegan.preprocess --dataset {shlex.quote(name)}{source}"
 
 
@@ -175,7 +171,7 @@ def build(name, source=None, folder=None, *, shards=None, num_workers=None, skip
     source, choices (source_a, source_b, attribute, labels, seed): as in `sources.find`. Raises UserError.
     """
     name = name.removeprefix("cycle_gan/")
-    folder = pathlib.Path(folder or pathlib.Path("tfrecords") / name)
+    folder = pathlib.Path(folder or records.default_folder(name, KIND))
     found = sources.find(name, source, **choices)
 
     def example(item):
@@ -235,7 +231,7 @@ def main(args):
     if flags.labels and (len(flags.labels) != 2 or flags.labels[0] == flags.labels[1] or "" in flags.labels):
         raise UserError(f"--labels must be two different names, horse,zebra; {','.join(flags.labels)!r} came.")
     name = flags.dataset.removeprefix("cycle_gan/")
-    folder = pathlib.Path(flags.out or pathlib.Path("tfrecords") / name)
+    folder = pathlib.Path(flags.out or records.default_folder(name, KIND))
     if flags.source or flags.source_a or not (flags.visualize and (folder / records.MANIFEST).is_file()):
         build(name, flags.source, folder, shards=flags.shards, num_workers=flags.workers, skip_bad=flags.skip_bad,
               source_a=flags.source_a, source_b=flags.source_b, attribute=flags.attribute, labels=flags.labels,

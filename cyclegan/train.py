@@ -111,9 +111,9 @@ def train(run_folder, config, strategy):
     config: the flat dict that config.json keeps, see `make_config`. Raises UserError for what the user can mend.
     """
     command = preprocess.command(config["tfrecords"])
-    folder = records.resolve(config["tfrecords"], split="trainA", command=command)
+    folder = records.resolve(config["tfrecords"], kind=preprocess.KIND, split="trainA", command=command)
     for split in ("trainB",) if config["limit"] else ("trainB", "testA", "testB"):
-        records.resolve(config["tfrecords"], split=split, command=command)
+        records.resolve(config["tfrecords"], kind=preprocess.KIND, split=split, command=command)
     steps_per_epoch = preprocess.steps_per_epoch(folder, config["batch_size"], config["limit"])
     total_steps = config["epochs"] * steps_per_epoch
 

@@ -172,10 +172,7 @@ def build_records(source, out_root="tfrecords", *, shards=None, num_workers=None
 
 def body_of(folder):
     """The `Body` in the manifest of a pose record set. Raises UserError for another kind."""
-    manifest = records.read_manifest(folder)
-    if manifest["kind"] != KIND:
-        raise UserError(f"{folder} must be a record set of poses; its manifest says {manifest['kind']!r}. Build one: "
-                        "python -m hourglass.preprocess --dataset NAME --source FOLDER.")
+    manifest = records.require_kind(folder, KIND)
     return Body(**{key: manifest[key] for key in Body._fields if key in manifest})
 
 

@@ -20,6 +20,7 @@ from common import cli, drawing, heatmaps, records
 from common.errors import UserError
 from hourglass import augment, crops, doctor, poses, sources
 
+KIND = poses.KIND  # of records
 STRIDE = 4       # network pixels per heatmap pixel
 
 
@@ -168,17 +169,17 @@ def visualize(folder, split, path, *, image_size, sigma=1.0, seed=0, count=12):
 def ensure_records(name):
     """The folder of the record set `name` (or a path), built on the spot if its data can be had at once."""
     try:
-        return records.resolve(name, command=command(name))
+        return records.resolve(name, kind=KIND, command=command(name))
     except UserError:
-        if name != "demo":
+        if name != records.DEMO:
             raise
         return build(name)
 
 
 def command(name):
     """The command line that builds the record set `name`."""
-    name = pathlib.Path(name).name
-    source = "" if name == "demo" else " --source FOLDER"
+    name = records.name_of(name, KIND)
+    source = "" if name == records.DEMO else " --source FOLDER"
     return f"python -m hourglass.preprocess --dataset {shlex.quote(name)}{source}"
 
 
@@ -187,7 +188,7 @@ def build(name, source=None, folder=None, *, shards=None, num_workers=None, skip
 
     source, first_pixel: as in `sources.find`. Raises UserError.
     """
-    folder = pathlib.Path(folder or pathlib.Path("tfrecords") / name)
+    folder = pathlib.Path(folder or records.default_folder(name, KIND))
     found = sources.find(name, source, first_pixel, seed)
     poses.build_records(found._replace(name=folder.name), folder.parent, shards=shards, num_workers=num_workers,
                         on_bad="skip" if skip_bad else "error")
@@ -220,7 +221,7 @@ def main(args):
     if not flags.dataset:
         raise UserError("Give --dataset NAME: mpii, lsp, coco_keypoints, demo, or a name for a folder of your own, "
                         "which --source then names.")
-    folder = pathlib.Path(flags.out or pathlib.Path("tfrecords") / flags.dataset)
+    folder = pathlib.Path(flags.out or records.default_folder(flags.dataset, KIND))
     check = flags.check
     if flags.source or not (check or flags.visualize) or not (folder / records.MANIFEST).is_file():
         build(flags.dataset, flags.source, folder, shards=flags.shards, num_workers=flags.workers,

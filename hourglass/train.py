@@ -91,9 +91,9 @@ def train(run_folder, config, strategy):
     config: the flat dict that config.json keeps, see `make_config`. Raises UserError for what the user can mend.
     """
     command = preprocess.command(config["tfrecords"])
-    folder = records.resolve(config["tfrecords"], command=command)
+    folder = records.resolve(config["tfrecords"], kind=preprocess.KIND, command=command)
     if not config["limit"]:
-        records.resolve(config["tfrecords"], split="val", command=command)
+        records.resolve(config["tfrecords"], kind=preprocess.KIND, split="val", command=command)
     evaluate.choose_metric(poses.body_of(folder))  # says now what it would miss after the first epoch
     steps_per_epoch = max(1, records.count(folder, "train", limit=config["limit"]) // config["batch_size"])
     total_steps = config["epochs"] * steps_per_epoch

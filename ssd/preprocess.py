@@ -21,7 +21,8 @@ from common.errors import UserError
 from ssd import augment, doctor
 from ssd import model as models
 
-THRESHOLD = 0.5     # overlap from which on an anchor belongs to a truth that it is not the best one of
+KIND = detection.KIND  # of records
+THRESHOLD = 0.5        # overlap from which on an anchor belongs to a truth that it is not the best one of
 
 
 def encode_targets(boxes_xyxy, labels, anchors, threshold=THRESHOLD):

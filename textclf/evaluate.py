@@ -114,10 +114,10 @@ def main(args):
         model, vectorize, config = predict.load_run(flags.run, flags.which)
     name = flags.tfrecords or config["tfrecords"]
     limited = bool(config["limit"]) and not flags.tfrecords
-    folder = records.resolve(name, command=preprocess.command(name))
+    folder = records.resolve(name, kind=preprocess.KIND, command=preprocess.command(name))
     split = flags.split or ("train" if limited else
                             "val" if "val" in records.read_manifest(folder)["splits"] else "test")
-    records.resolve(name, split=split, command=preprocess.command(name))
+    records.resolve(name, kind=preprocess.KIND, split=split, command=preprocess.command(name))
     limit = flags.limit or (config["limit"] if limited and split == "train" else 0)
     labels = records.read_manifest(folder)["labels"]
     if labels != config["labels"]:

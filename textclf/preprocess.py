@@ -24,6 +24,7 @@ from common import cli, records
 from common.errors import UserError
 from textclf import demo, sources
 
+KIND = "text"       # of records
 MAX_LABELS = 1000   # more are taken for a wrong column
 LISTED = 1000       # bad rows that the manifest lists; all are counted
 SHOWN = 10          # bad rows that are printed
@@ -193,8 +194,8 @@ def build(name, source=None, folder=None, *, file_format=None, columns=sources.C
     source has no test file of its own. skip_bad: leave bad rows out, listed in the manifest; else they are an
     error.
     """
-    folder = pathlib.Path(folder or pathlib.Path("tfrecords") / name)
-    if source is None and name != "demo":
+    folder = pathlib.Path(folder or records.default_folder(name, KIND))
+    if source is None and name != records.DEMO:
         raise UserError("Give --source FILE.csv, or a folder with a train and a test file; only the demo is made "
                         "up.")
     if source is None:
@@ -209,7 +210,7 @@ def build(name, source=None, folder=None, *, file_format=None, columns=sources.C
                             f"{val_fraction} and {test_fraction} came.")
         corpus = Corpus(files, lambda path: sources.read(path, file_format, columns, encoding), shares, seed)
         _report_bad(corpus, source, skip_bad)
-    with records.RecordWriter(folder, kind="text", labels=corpus.labels, source=source or f"made up, seed {seed}",
+    with records.RecordWriter(folder, kind=KIND, labels=corpus.labels, source=source or f"made up, seed {seed}",
                               builder="textclf.preprocess") as writer:
         for split, expected in corpus.splits().items():
             _write(writer, corpus, split, expected, shards)
@@ -271,17 +272,17 @@ def _report_bad(corpus, source, skip_bad):
 def ensure_records(name):
     """The folder of the record set `name` (or a path); the demo is made on the spot."""
     try:
-        return records.resolve(name, command=command(name))
+        return records.resolve(name, kind=KIND, command=command(name))
     except UserError:
-        if name != "demo":
+        if name != records.DEMO:
             raise
         return build(name)
 
 
 def command(name):
     """The command line that builds the record set `name`."""
-    name = pathlib.Path(name).name
-    source = "" if name == "demo" else f" --source {'r8' if name == 'r8' else 'FILE.csv'}"
+    name = records.name_of(name, KIND)
+    source = "" if name == records.DEMO else f" --source {'r8' if name == 'r8' else 'FILE.csv'}"
     return f"python -m textclf.preprocess --dataset {shlex.quote(name)}{source}"
 
 
@@ -349,7 +350,7 @@ def main(args):
     for name in ("delimiter", "escape"):
         if len(flags[name].value) > 1 or (name == "delimiter" and not flags.delimiter):
             raise UserError(f"--{name} must be one character; {flags[name].value!r} came.")
-    folder = pathlib.Path(flags.out or pathlib.Path("tfrecords") / flags.dataset)
+    folder = pathlib.Path(flags.out or records.default_folder(flags.dataset, KIND))
     if not (flags.check and not flags.source and (folder / records.MANIFEST).is_file()):
         columns = sources.Columns(tuple(flags.text_columns), flags.label_column, flags.header, flags.delimiter,
                                   flags.escape)

@@ -69,7 +69,8 @@ def train(run_folder, config, strategy):
 
     config: the flat dict that config.json keeps, see `make_config`. Raises UserError for what the user can mend.
     """
-    folder = records.resolve(config["tfrecords"], command=preprocess.command(config["tfrecords"]))
+    command = preprocess.command(config["tfrecords"])
+    folder = records.resolve(config["tfrecords"], kind=preprocess.KIND, command=command)
     validated = bool(config["limit"]) or "val" in records.read_manifest(folder)["splits"]
     steps_per_epoch = max(1, records.count(folder, "train", limit=config["limit"]) // config["batch_size"])
     total_steps = config["epochs"] * steps_per_epoch
@@ -171,10 +172,6 @@ def make_optimizer(config, total_steps):
 
 def make_config(values, manifest):
     """config.json of a new run: DEFAULTS, then `values`, then the categories of the records."""
-    if manifest.get("kind") != "text":
-        raise UserError(f"{manifest.get('name')} must hold texts, and holds "
-                        f"{manifest.get('kind') or 'something else'}. "
-                        "Build a set: python -m textclf.preprocess --dataset NAME --source FILE.csv")
     return {**DEFAULTS, **values, "article": "textclf", "labels": manifest["labels"]}
 
 

@@ -21,6 +21,8 @@ import tensorflow as tf
 from common import boxes, cli, detection, detection_data, detection_doctor, drawing, records
 from yolov1 import label_files, words
 
+KIND = detection.KIND  # of records
+
 
 def encode_targets(boxes_xyxy, labels, grid, num_classes):
     """Targets of one picture: float32 [h * w, C + 5], packed (classes, x, y, w, h, obj).

@@ -20,6 +20,7 @@ from common.errors import UserError
 from yolov3 import doctor
 from yolov3.model import DEFAULT_ANCHORS, STRIDES
 
+KIND = detection.KIND        # of records
 SCALE_RANGE = (0.6, 1.6)     # size of the picture in the network input, 1 fits it in
 ASPECT_JITTER = 1.3          # largest change of width against height
 MIN_VISIBLE = 0.25           # share of a box that must stay in view for it to stay a truth

@@ -242,7 +242,7 @@ def test_records_of_another_kind_are_refused(tmp_path):
     with records.RecordWriter(tmp_path / "other", kind="detection") as writer:
         writer.write_split("train", [b"x"])
         writer.publish()
-    with pytest.raises(UserError, match="must hold records of small pictures, and holds detection"):
+    with pytest.raises(UserError, match="of kind 'small pictures', and its manifest says 'detection'"):
         preprocess.image_shape(tmp_path / "other")
 
 

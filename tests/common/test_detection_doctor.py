@@ -139,7 +139,7 @@ def test_manifest_with_other_counts(tmp_path):
 
 def test_other_records_are_refused(tmp_path):
     folder = write(tmp_path / "poses", {"train": [record("a", [SOUND], [0])]}, kind="pose")
-    with pytest.raises(UserError, match="must be a detection record set"):
+    with pytest.raises(UserError, match="must be a record set of kind 'detection'"):
         detection_doctor.examine(folder)
     folder = write(tmp_path / "garbage", {"train": [record("a", [SOUND], [0]), b"garbage"]})
     with pytest.raises(UserError, match="Record 1 of train .* must be a detection record"):

@@ -4,6 +4,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import pathlib
 import resource
 import signal
 import subprocess
@@ -142,19 +143,42 @@ def test_what_is_not_built_is_named_with_the_command(folder, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     command = "python -m yolov3.preprocess --dataset voc2007 --source VOCdevkit"
     with pytest.raises(UserError) as error:
-        records.resolve("voc2007", command=command)
+        records.resolve("voc2007", kind="test", command=command)
     assert str(error.value) == f"No records match tfrecords/voc2007/train-*. Build them: {command}"
     (tmp_path / "tfrecords" / "voc2007").mkdir(parents=True)  # a folder without a manifest is not a set
     with pytest.raises(UserError, match="No records match"):
-        records.resolve("voc2007", command=command)
+        records.resolve("voc2007", kind="test", command=command)
     with pytest.raises(UserError, match="has none: it was not built to the end"):
         records.read_manifest(tmp_path / "tfrecords" / "voc2007")
     with pytest.raises(UserError, match=r"test-\*\. The set holds train"):
-        records.resolve(folder, split="test")
+        records.resolve(folder, kind="test", split="test")
     with pytest.raises(UserError, match=r"test-\*\. The set holds train"):
         records.dataset(folder, "test")
-    assert records.resolve(folder.name, root=folder.parent) == folder
-    assert records.resolve(str(folder)) == folder
+    monkeypatch.chdir(folder.parent)
+    assert records.resolve(str(folder), kind="test") == folder
+    pathlib.Path("tfrecords").symlink_to(folder.parent)
+    assert records.resolve(folder.name, kind="test") == pathlib.Path("tfrecords") / folder.name
+
+
+def test_kinds_of_records_do_not_get_in_each_others_way(folder, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="must be a record set of kind 'text', and its manifest says 'test'"):
+        records.resolve(folder, kind="text")
+    before = sorted((path.name, path.read_bytes()) for path in folder.iterdir())
+    with pytest.raises(UserError, match="holds records of kind 'test', and a build of 'text' would replace them"):
+        with records.RecordWriter(folder, kind="text") as writer:
+            writer.write_split("train", [b"x"])
+            writer.publish()
+    assert sorted((path.name, path.read_bytes()) for path in folder.iterdir()) == before
+    monkeypatch.chdir(tmp_path)
+    kinds = ("text", "small pictures")
+    for kind in kinds:
+        with records.RecordWriter(records.default_folder("demo", kind), kind=kind) as writer:
+            writer.write_split("train", [kind.encode()])
+            writer.publish()
+    assert [str(records.resolve("demo", kind=kind)) for kind in kinds] == [
+        "tfrecords/demo_text", "tfrecords/demo_small_pictures"]
+    assert [records.name_of(name, "text") for name in ("tfrecords/demo_text", "demo", "a/voc2007")] == [
+        "demo", "demo", "voc2007"]
 
 
 def test_empty_sets_and_shards_are_refused(tmp_path):
@@ -171,7 +195,7 @@ def test_empty_sets_and_shards_are_refused(tmp_path):
     with pytest.raises(UserError, match="val of .*half is empty"):
         records.dataset(tmp_path / "half", "val")
     with pytest.raises(UserError, match=r"val-\*\. The split is empty\. Build them: make val"):
-        records.resolve(tmp_path / "half", split="val", command="make val")
+        records.resolve(tmp_path / "half", kind="", split="val", command="make val")
     manifest = json.loads((tmp_path / "half" / "manifest.json").read_text())
     (tmp_path / "half" / "train-00000-of-00001.tfrecord").write_bytes(b"")
     manifest["splits"]["train"]["shards"][0].update(bytes=0, examples=0)
@@ -282,7 +306,7 @@ def test_a_build_killed_while_it_is_published_leaves_no_set_and_no_litter(tmp_pa
         write(folder, 20, num_shards=4)
     monkeypatch.undo()
     with pytest.raises(UserError, match="No records match"):
-        records.resolve(folder)
+        records.resolve(folder, kind="test")
     write(folder, 5, num_shards=1)
     assert sorted(path.name for path in folder.iterdir()) == [
         "manifest.json", "train-00000-of-00001.tfrecord", "train.offsets"]
@@ -343,7 +367,7 @@ def test_a_killed_build_leaves_no_set_and_the_next_one_cleans_up(processes, tmp_
     process.join(30)
     assert not list(folder.glob("train*")) and not (folder / "manifest.json").exists()
     with pytest.raises(UserError, match="No records match"):
-        records.resolve(folder)
+        records.resolve(folder, kind="test")
     write(folder, 5)
     assert len(read(folder)) == 5 and not (folder / ".building").exists()
 

@@ -62,7 +62,7 @@ def test_records_of_another_kind_are_refused(tmp_path):
     with records.RecordWriter(tmp_path / "other", kind="detection") as writer:
         writer.write_split("trainA", [b"x"])
         writer.publish()
-    with pytest.raises(UserError, match="must hold records of unpaired pictures, and holds detection"):
+    with pytest.raises(UserError, match="of kind 'unpaired pictures', and its manifest says 'detection'"):
         preprocess.domains(tmp_path / "other")
 
 
@@ -219,7 +219,7 @@ def test_demo_is_built_on_the_spot(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "from_demo", lambda seed: small)
     monkeypatch.chdir(tmp_path)
     folder = preprocess.ensure_records("demo")
-    assert preprocess.domains(folder) == ["plain", "striped"] and folder == pathlib.Path("tfrecords/demo")
+    assert preprocess.domains(folder) == ["plain", "striped"] and folder == pathlib.Path("tfrecords/demo_unpaired_pictures")
     assert preprocess.ensure_records("demo") == folder == preprocess.ensure_records(str(folder))
     preprocess.visualize(folder, tmp_path / "drawn.png", image_size=32, columns=3)
     assert cv2.imread(str(tmp_path / "drawn.png")).shape == (4 * 36 - 4, 3 * 36 - 4, 3)

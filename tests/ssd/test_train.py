@@ -243,7 +243,7 @@ def test_a_damaged_picture_stops_training_with_its_own_error(folder, tmp_path):
     manifest = records.read_manifest(folder)
     good = [item["record"].numpy() for item in records.dataset(folder, "train", epochs=1)]
     bad = detection.encode_example(b"no picture", 64, 64, "bad.jpg", [[0, 0, 1, 1]], [0])
-    with records.RecordWriter(tmp_path / "demo", labels=manifest["labels"]) as writer:
+    with records.RecordWriter(tmp_path / "demo", kind=detection.KIND, labels=manifest["labels"]) as writer:
         for split in ("train", "val"):
             writer.write_split(split, [*good[:4], bad], most_objects=4)
         writer.publish()

@@ -191,10 +191,8 @@ def test_demo_is_made_on_the_spot_and_others_name_the_command(tmp_path, monkeypa
         preprocess.build("mine")
     monkeypatch.setattr(demo, "SPLITS", {"train": 20, "val": 5, "test": 5})
     folder = preprocess.ensure_records("demo")
-    assert folder == pathlib.Path("tfrecords/demo") and preprocess.ensure_records("demo") == folder
+    assert folder == pathlib.Path("tfrecords/demo_text") and preprocess.ensure_records("demo") == folder
     assert records.read_manifest(folder)["labels"] == sorted(demo.LABELS)
-    with pytest.raises(UserError, match="must hold texts, and holds detection"):
-        train.make_config({}, {"name": "voc", "kind": "detection", "labels": []})
 
 
 MEMORY = """
