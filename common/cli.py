@@ -14,7 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 import tensorflow as tf
 
-from common import records
+from common import errors, records
 from common.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -39,8 +39,8 @@ def run(main, define_flags):
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
-        except tf.errors.InvalidArgumentError as error:
-            damage = records.damage(error)
+        except tf.errors.OpError as error:
+            damage = errors.original(error) or records.damage(error)
             if damage is None:
                 raise
             print(f"error: {damage}", file=sys.stderr)

@@ -23,7 +23,7 @@ import os
 import keras
 import tensorflow as tf
 
-from common import workers
+from common import errors, workers
 from common.checkpoints import Checkpoints, load_weights, named_variables
 from common.errors import UserError
 from common.run_folder import Log, NonFiniteLoss, Run, Signals, open_run, read_config
@@ -209,13 +209,13 @@ def swapped(variables, ema):
 
 @contextlib.contextmanager
 def worker_errors():
-    """Raises what happened in a process of `workers.tf_dataset`; TensorFlow's error about a lost worker of a cluster
-    becomes one line.
+    """Raises what happened in a process of `workers.tf_dataset`, or as a UserError in a function of a dataset;
+    TensorFlow's error about a lost worker of a cluster becomes one line.
     """
     try:
         yield
     except tf.errors.OpError as error:
-        original = workers.original_error(error)
+        original = workers.original_error(error) or errors.original(error)
         if original is not None:
             raise original from None
         lost = isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError))

@@ -10,14 +10,12 @@ K joints, H, W picture, S side of the network input. `visible`: 0 not annotated,
 import cv2
 import numpy as np
 
+from common import decoding
+
 MARGIN = 0.2           # of the body's height around the joints; the article pads by "a proportion" of it
 EVALUATION_MARGIN = 1.25
 BODY_HEIGHT = 200      # pixels of a person of scale 1
 GREY = 128             # beyond the picture
-
-_RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-_REDUCED = {1: _RGB, 2: _RGB | cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: _RGB | cv2.IMREAD_REDUCED_GRAYSCALE_4,
-            8: _RGB | cv2.IMREAD_REDUCED_GRAYSCALE_8}
 
 
 def joints_box(joints_xy, visible, scale, width, height, margin=MARGIN):
@@ -91,22 +89,8 @@ def warp(image, matrix, size):
     return cv2.warpAffine(image, centers, (size, size), flags=flags, borderValue=(GREY,) * 3)
 
 
-def decode(image_bytes, shrink=1):
-    """(picture uint8 [H, W, 3] RGB, r): decoded, whatever its EXIF orientation, at 1 / r of its size.
-
-    r is 1, 2, 4 or 8, at most `shrink`, and above 1 for JPEG alone, which is decoded faster that way and without
-    the aliasing that sampling every r-th pixel would bring; pixel i of the result covers r * i to r * (i + 1).
-    Raises ValueError where OpenCV cannot decode it.
-    """
-    shrink = max(r for r in _REDUCED if r <= max(shrink, 1)) if image_bytes[:2] == b"\xff\xd8" else 1
-    image = cv2.imdecode(np.frombuffer(image_bytes, np.uint8), _REDUCED[shrink]) if image_bytes else None
-    if image is None:
-        raise ValueError("a picture cannot be decoded; examine the records: python -m hourglass.preprocess --check")
-    return image, shrink
-
-
 def view(image_bytes, matrix, size):
     """The crop uint8 [S, S, 3] of an encoded picture; matrix: `to_picture`."""
     zoom = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
-    image, shrink = decode(image_bytes, int(zoom))
+    image, shrink = decoding.decode_reduced(image_bytes, int(zoom))
     return warp(image, matrix / shrink, size)

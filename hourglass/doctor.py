@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from common import records
+from common import decoding, records
 from common.errors import UserError
 from hourglass import crops, poses
 
@@ -67,8 +67,8 @@ def read(folder, split, num_joints, *, decode=True, progress=False):
     """The `Contents` of a split. Raises UserError if one of its records cannot be parsed."""
     def size_of(image_bytes):
         try:
-            return np.array(crops.decode(image_bytes)[0].shape[:2], np.int32)
-        except ValueError:
+            return np.array(decoding.decode(image_bytes).shape[:2], np.int32)
+        except UserError:
             return np.zeros(2, np.int32)
 
     def look(item):

@@ -28,7 +28,7 @@ from hourglass.postprocess import postprocess
 
 SHAPE = ("num_stacks", "filters", "order", "num_residual", "variant")  # of the network
 KEYS = (*SHAPE, "image_size", "labels", "pairs", "skeleton", "metric")
-MAX_SHRINK = 8  # as in `crops.decode`
+MAX_SHRINK = 8  # as in `decoding.decode_reduced`
 
 
 def build(config):

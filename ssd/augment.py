@@ -14,6 +14,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from common import decoding
 from common.errors import UserError
 
 MEAN = (123, 117, 104)                   # R, G, B of ImageNet, which the network subtracts: padding becomes 0
@@ -193,16 +194,6 @@ def mirror(image, boxes_xyxy):
     return cv2.flip(image, 1), np.stack([1 - x2, y1, 1 - x1, y2], axis=-1)
 
 
-def decode_image(image_bytes, name=""):
-    """uint8 RGB [H, W, 3] of an encoded picture, EXIF orientation ignored. Raises UserError where it is none."""
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(image_bytes, np.uint8), flags)
-    if image is None:
-        raise UserError(f"{name or 'a record'} must be a picture that OpenCV decodes, and is not. Build the "
-                        "records again; --check names all such pictures.")
-    return image
-
-
 def pack(image_bytes, name, boxes_xyxy, labels):
     """One example as the bytes that `prepare` takes; boxes_xyxy [N, 4] fractions, labels [N], name bytes."""
     head = struct.pack(_HEAD, len(labels), len(name))
@@ -231,7 +222,7 @@ def prepare(payload, rng, *, size, most, augmented=True):
     if len(labels) > most:
         raise UserError(f"{name} must have at most {most} objects, and has {len(labels)}. Build the records "
                         "again.")
-    image = decode_image(image_bytes, name)
+    image = decoding.decode(image_bytes, name)
     if augmented:
         image, boxes_xyxy, labels = augment(image, boxes_xyxy, labels, rng, size)
     else:

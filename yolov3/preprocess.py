@@ -11,116 +11,22 @@ H, W picture, h, w grid, A anchors per scale, N boxes, C classes, S side of the 
 
 import shlex
 
-import cv2
 import numpy as np
 import tensorflow as tf
 
-from common import boxes, cli, detection, detection_data, detection_doctor, drawing, records
+from common import boxes, cli, decoding, detection, detection_data, detection_doctor, drawing, records
 from common.errors import UserError
-from yolov3 import doctor
+from yolov3 import augment, doctor
 from yolov3.model import DEFAULT_ANCHORS, STRIDES
 
 KIND = detection.KIND        # of records
-SCALE_RANGE = (0.6, 1.6)     # size of the picture in the network input, 1 fits it in
-ASPECT_JITTER = 1.3          # largest change of width against height
-MIN_VISIBLE = 0.25           # share of a box that must stay in view for it to stay a truth
 MULTI_SCALE = (0.75, 1.5)    # side of the network input in multi-scale training, as a share of image_size
 STEPS_PER_SIZE = 10          # Darknet draws another size every ten batches
-
-
-def parse(record, decode=True):
-    """One record as a dict: `detection.parse`, and "image" uint8 [H, W, 3] of the true size."""
-    example = detection.parse(record)
-    if decode:
-        example["image"] = detection.decode_image(example["image_bytes"])
-    return example
-
-
-def augment(image, boxes_xyxy, labels, seed, size):
-    """Random zoom, shift, stretch, flip and colour; boxes follow the pixels.
-
-    image uint8 [H, W, 3]; boxes_xyxy [N, 4] fractions; labels [N]; seed int [2]. The same seed gives the same
-    result. Returns image float32 [S, S, 3] in 0..1, boxes_xyxy in fractions of it, clipped, and the labels of
-    those that stay.
-    """
-    image, boxes_xyxy, labels = augment_bytes(image, boxes_xyxy, labels, seed, size)
-    return as_floats(image), boxes_xyxy, labels
 
 
 def as_floats(images):
     """uint8 as float32 in 0..1; floats as they are."""
     return images if images.dtype == tf.float32 else tf.cast(images, tf.float32) * (1 / 255)
-
-
-def augment_bytes(image, boxes_xyxy, labels, seed, size):
-    """`augment` with a uint8 image: a quarter of the bytes to copy until a batch is complete."""
-    draws = tf.random.stateless_uniform([8], seed)
-    height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
-    side = tf.cast(size, tf.float32)
-
-    low, high = (tf.math.log(bound) for bound in SCALE_RANGE)
-    scale = tf.exp(low + draws[0] * (high - low)) * side / tf.maximum(height, width)
-    stretch = tf.exp((draws[1] - 0.5) * tf.math.log(ASPECT_JITTER))
-    scale_x, scale_y = scale * stretch, scale / stretch                     # network pixels per picture pixel
-    left = draws[2] * (side - width * scale_x)                        # of the picture in the network input
-    top = draws[3] * (side - height * scale_y)
-    flip = draws[4] < 0.5
-
-    image = place_bytes(image, left, top, scale_x, scale_y, flip, size, color_matrix(draws[5:]))
-    moved = boxes_xyxy * tf.stack([width * scale_x, height * scale_y] * 2) + tf.stack([left, top] * 2)
-    moved /= side
-    x1, y1, x2, y2 = tf.unstack(moved, axis=-1)
-    moved = tf.where(flip, tf.stack([1 - x2, y1, 1 - x1, y2], axis=-1), moved)
-    visible = boxes.clip(moved)
-    stay = boxes.area(visible) > MIN_VISIBLE * boxes.area(moved)
-    return image, tf.boolean_mask(visible, stay), tf.boolean_mask(labels, stay)
-
-
-def place(image, left, top, scale_x, scale_y, flip, size):
-    """The picture, scaled, with its corner at (left, top) of a grey square of side `size`, perhaps flipped.
-
-    image uint8 [H, W, 3]. Returns float32 [S, S, 3] in 0..1.
-    """
-    return as_floats(place_bytes(image, left, top, scale_x, scale_y, flip, size, tf.eye(3)))
-
-
-def place_bytes(image, left, top, scale_x, scale_y, flip, size, colors):
-    """`place` with a uint8 result [S, S, 3], its pixels multiplied by the 3x3 matrix `colors`.
-
-    One bilinear resampling does it all, in OpenCV: TensorFlow's crop_and_resize takes six times as long.
-    """
-    shift_x, shift_y = left + (scale_x - 1) / 2, top + (scale_y - 1) / 2    # between pixel centres
-    mirrored = tf.cast(size, tf.float32) - 1 - shift_x
-    scale_x, shift_x = tf.where(flip, -scale_x, scale_x), tf.where(flip, mirrored, shift_x)
-    transform = tf.reshape(tf.stack([scale_x, 0.0, shift_x, 0.0, scale_y, shift_y]), [2, 3])
-    placed = tf.numpy_function(_place, [image, transform, colors, size], tf.uint8, stateful=False)
-    side = tf.get_static_value(size)    # None where the size is drawn in the graph
-    return tf.ensure_shape(placed, [side, side, 3])
-
-
-def _place(image, transform, colors, size):
-    step = max(image.shape[:2]) // 32767 + 1  # OpenCV takes shorter sides than that
-    image, transform = np.ascontiguousarray(image[::step, ::step]), transform * np.float32([step, step, 1])
-    sides = int(size), int(size)
-    placed = cv2.warpAffine(image, transform, sides, flags=cv2.INTER_LINEAR, borderValue=(128, 128, 128))
-    return cv2.transform(placed, colors)
-
-
-def color_matrix(draws):
-    """The 3x3 matrix that changes exposure, saturation and hue of an RGB pixel; draws [3] in 0..1.
-
-    In the luma-chroma plane (Y'IQ) saturation is a scaling and hue a rotation, so that a 3x3 matrix does what
-    Darknet does in HSV, in a tenth of the time. Exposure and saturation up to 1.5 either way, as
-    in yolov3.cfg; hue up to 0.05 of a turn, half of what stands there.
-    """
-    exposure = tf.exp((2 * draws[0] - 1) * tf.math.log(1.5))
-    saturation = tf.exp((2 * draws[1] - 1) * tf.math.log(1.5))
-    angle = (2 * draws[2] - 1) * 0.1 * 3.14159265
-    cos, sin = saturation * tf.cos(angle), saturation * tf.sin(angle)
-    turn = tf.stack([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
-    to_yiq = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]],
-                      np.float32)
-    return exposure * np.linalg.inv(to_yiq) @ tf.cast(turn, tf.float32) @ to_yiq
 
 
 def encode_targets(boxes_xyxy, labels, anchors, strides, size, num_classes):
@@ -171,8 +77,9 @@ def encode_batch(boxes_xyxy, labels, anchors, strides, size, num_classes):
 def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch_size, seed, augmented=True,
                      start_step=0, global_batch_size=None, limit=0, multi_scale=False, num_workers=1,
                      worker=0):
-    """Endless batches (images [B, S, S, 3], {"boxes_xyxy": [B, N, 4], "grids": [...]}) for the loss.
+    """Endless batches (images uint8 [B, S, S, 3], {"boxes_xyxy": [B, N, 4], "grids": [...]}) for the loss.
 
+    Pictures stay bytes, a quarter of what floats take to the device; the step makes floats of them (`as_floats`).
     Step k takes the examples k * global_batch_size onwards of the endless stream of epochs, so that training
     can start at any step; order and augmentation depend on (seed, epoch, index) alone. batch_size is a
     replica's.
@@ -184,30 +91,46 @@ def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch
                              shard_index=worker)
     sizes = multi_scale_sizes(image_size) if multi_scale else [image_size]
 
-    def prepare(item):
-        example = parse(item["record"])
+    def prepare(batch):
+        example = detection.parse_batch(batch["record"])
         # A crowd is not learnt as one object; its box stays, so that the ignore mask spares its members.
-        example["labels"] = tf.where(example["is_crowd"], -1, example["labels"])
+        labels = tf.where(example["is_crowd"], -1, example["labels"])
         # Every example of a step gets the size that belongs to the step, on whichever replica it lands.
-        step = (item["epoch"] * per_epoch + item["index"]) // global_batch_size
+        step = (batch["epoch"][0] * per_epoch + batch["index"][0]) // global_batch_size
         draw = tf.random.stateless_uniform([], [seed, step // STEPS_PER_SIZE], 0, len(sizes), tf.int32)
         size = tf.constant(sizes)[draw] if multi_scale else image_size
-        if not augmented:
-            return letterboxed(example, size)
-        item_seed = tf.stack([tf.cast(seed, tf.int64) * 1_000_003 + item["epoch"], item["index"]])
-        return augment_bytes(example["image"], example["boxes_xyxy"], example["labels"], item_seed, size)
-
-    def encode(images, boxes_xyxy, labels):
-        size = tf.shape(images)[1] if multi_scale else image_size
+        # One call for the whole batch: OpenCV leaves Python's lock, and several batches are on their way.
+        images, boxes_xyxy, labels = tf.numpy_function(
+            lambda *arrays: _training_pictures(*arrays, seed, augmented),
+            [example["image_bytes"], example["filename"], example["boxes_xyxy"], labels, batch["epoch"],
+             batch["index"], size], (tf.uint8, tf.float32, tf.int32), stateful=False)
+        boxes_xyxy = tf.ensure_shape(boxes_xyxy, [batch_size, None, 4])
+        labels = tf.ensure_shape(labels, [batch_size, None])
         grids = encode_batch(boxes_xyxy, labels, anchors, strides, size, num_classes)
         grids = [tf.ensure_shape(grid, [batch_size] + shape) for grid, shape in zip(grids, grid_shapes)]
-        return as_floats(images), {"boxes_xyxy": boxes_xyxy, "grids": tuple(grids)}
+        images = tf.ensure_shape(images, [batch_size, side, side, 3])
+        return images, {"boxes_xyxy": boxes_xyxy, "grids": tuple(grids)}
 
     side = None if multi_scale else image_size
     grid_shapes = [[side and side // stride] * 2 + [len(anchors[0]), 5 + num_classes] for stride in strides]
-    dataset = stream.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = dataset.padded_batch(batch_size, ([side, side, 3], [None, 4], [None]), drop_remainder=True)
-    return dataset.map(encode, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    dataset = stream.batch(batch_size, drop_remainder=True).map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _training_pictures(image_bytes, filenames, boxes_xyxy, labels, epoch, index, size, seed, augmented):
+    """(images uint8 [B, S, S, 3], boxes_xyxy float32 [B, N, 4] in fractions of them, labels int32 [B, N])."""
+    images = np.empty([len(image_bytes), size, size, 3], np.uint8)
+    placed_xyxy, kept_labels = np.zeros_like(boxes_xyxy), np.full_like(labels, -1)
+    for i, (data, filename) in enumerate(zip(image_bytes, filenames)):
+        real = boxes_xyxy[i].any(axis=-1)
+        image, truth, known = decoding.decode(data, filename), boxes_xyxy[i][real], labels[i][real]
+        if augmented:
+            rng = np.random.default_rng([seed, epoch[i], index[i]])
+            truth, known = augment.augment(image, truth, known, rng, images[i])
+        else:
+            truth = augment.letterbox(image, truth, images[i])
+        placed_xyxy[i, :len(truth)], kept_labels[i, :len(known)] = truth, known
+    return images, placed_xyxy, kept_labels
 
 
 def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_size=None, limit=0):
@@ -218,13 +141,6 @@ def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_si
     return detection_data.evaluation_dataset(
         folder, split, boxes.letterbox, image_size=image_size, batch_size=batch_size,
         global_batch_size=global_batch_size, limit=limit)
-
-
-def letterboxed(example, size):
-    """(image [S, S, 3] in 0..1, boxes_xyxy in fractions of it, labels) of a parsed example, not augmented."""
-    height, width = tf.unstack(tf.shape(example["image"])[:2])
-    truth = boxes.letterbox_boxes(example["boxes_xyxy"], height, width, size)
-    return boxes.letterbox(example["image"], size), truth, example["labels"]
 
 
 def multi_scale_sizes(image_size):
@@ -255,18 +171,18 @@ def visualize(folder, split, path, *, labels, anchors, strides, image_size, seed
     """
     pictures, before, after, targets = [], 0, 0, 0
     for item in records.dataset(folder, split, seed=seed, epochs=1).take(count):
-        example = parse(item["record"])
-        item_seed = tf.stack([seed, item["index"]])
-        image, truth, classes = augment(
-            example["image"], example["boxes_xyxy"], example["labels"], item_seed, image_size)
+        example = {key: value.numpy() for key, value in detection.parse(item["record"]).items()}
+        rng = np.random.default_rng([seed, 0, item["index"].numpy()])
+        picture = decoding.decode(example["image_bytes"], example["filename"])
+        image = np.empty([image_size, image_size, 3], np.uint8)
+        truth, classes = augment.augment(picture, example["boxes_xyxy"], example["labels"], rng, image)
         grids = encode_targets(truth, classes, anchors, strides, image_size, len(labels))
         decoded = decode_targets(grids, anchors, image_size)
         names = [f"{'+'.join(labels[i] for i in ids)} /{strides[scale]} {anchors[scale][anchor][0]:g}x"
                  f"{anchors[scale][anchor][1]:g}" for _, ids, scale, anchor in decoded]
         boxes_xyxy = np.reshape([box for box, *_ in decoded], [-1, 4]) * image_size
-        pixels = np.rint(image.numpy() * 255).astype(np.uint8)
         colors = [ids[0] for _, ids, *_ in decoded]
-        pictures.append(drawing.draw_boxes(pixels, boxes_xyxy, names, class_ids=colors))
+        pictures.append(drawing.draw_boxes(image, boxes_xyxy, names, class_ids=colors))
         before, after, targets = before + len(example["labels"]), after + len(classes), targets + len(decoded)
     drawing.write_png(path, drawing.grid(pictures))
     return before, after, targets

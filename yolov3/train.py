@@ -63,7 +63,8 @@ def make_train_step(model, optimizer, strategy, *, loss, anchors, image_size, gl
         def replica_step(images, targets):
             size = tf.shape(images)[1:3] if image_size is None else (image_size, image_size)
             with tf.GradientTape() as tape:
-                parts = loss(targets, model(images, training=True), anchors, size)        # each [b]
+                logits = model(preprocess.as_floats(images), training=True)
+                parts = loss(targets, logits, anchors, size)                              # each [b]
                 # Divided by the global batch, because the optimizer adds up the replicas (article, "Multi-GPU").
                 parts = {name: tf.reduce_sum(part) / global_batch_size for name, part in parts.items()}
                 scaled_loss = optimizer.scale_loss(tf.add_n(list(parts.values())))

@@ -295,3 +295,37 @@ def test_an_error_in_a_reader_comes_out_as_it_is(tmp_path):
     assert not (tmp_path / "set").exists()
     with pytest.raises(ValueError, match="on_bad"):
         build(tmp_path, [annotation(KINDS["jpeg"])], on_bad="ignore")
+
+
+def test_batches_are_parsed_as_single_records_are():
+    rng = np.random.default_rng(0)
+    serialized = [detection.encode_example(b"bytes %d" % count, 10, 20, f"{count}.jpg", rng.random([count, 4]),
+                                           rng.integers(5, size=count), is_crowd=rng.integers(2, size=count))
+                  for count in (2, 0, 5, 1)]
+    feature = tf.train.Example.FromString(serialized[0])
+    del feature.features.feature["image/object/is_crowd"]     # optional in records of others
+    serialized[0] = feature.SerializeToString()
+    found = tf.function(detection.parse_batch)(tf.constant(serialized))
+    assert found["boxes_xyxy"].shape == (4, 5, 4)
+    for i, record in enumerate(serialized):
+        expected = detection.parse(record)
+        count = len(expected["labels"])
+        for key in ("image_bytes", "filename"):
+            assert found[key][i] == expected[key]
+        for key, behind in (("boxes_xyxy", 0), ("labels", -1), ("is_crowd", False)):
+            np.testing.assert_array_equal(found[key][i][:count], expected[key])
+            assert (found[key][i][count:].numpy() == behind).all()
+    assert detection.parse_batch(serialized[1:2])["boxes_xyxy"].shape == (1, 0, 4)
+
+
+@pytest.mark.parametrize("key", ["class/label", "bbox/ymax", "is_crowd"])
+def test_a_list_of_another_length_is_an_error(key):
+    example = tf.train.Example.FromString(
+        detection.encode_example(b"", 10, 20, "a.jpg", [[0, 0, 1, 1], [0, 0, 1, 1]], [0, 1]))
+    values = example.features.feature[f"image/object/{key}"]
+    del (values.float_list if key == "bbox/ymax" else values.int64_list).value[1:]
+    good = detection.encode_example(b"", 10, 20, "b.jpg", [[0, 0, 1, 1]] * 3, [0, 1, 2])
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        detection.parse(example.SerializeToString())
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"image/object/{key} of a record"):
+        detection.parse_batch([good, example.SerializeToString()])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common import heatmaps, records
+from common import decoding, heatmaps, records
 from common.errors import UserError
 from hourglass import augment, crops, demo, doctor, poses, preprocess
 
@@ -85,21 +85,15 @@ def test_reduced_decoding_keeps_things_in_place(shrink, size):
     """A white disc around (310.5, 200.5) on black."""
     image = cv2.circle(np.zeros([*size, 3], np.uint8), (310, 200), 60, (255, 255, 255), -1)
     data = tf.io.encode_jpeg(image, quality=95).numpy()
-    small, factor = crops.decode(data, shrink)
+    small, factor = decoding.decode_reduced(data, shrink)
     assert factor == min(8, 2 ** int(np.log2(shrink))) and small.shape[1] == -(-size[1] // factor)
     rows, columns = np.nonzero(small[..., 0] > 127)
     np.testing.assert_allclose([(columns.mean() + 0.5) * factor, (rows.mean() + 0.5) * factor], [310.5, 200.5],
                                atol=0.15 * factor)
-    assert crops.decode(tf.io.encode_png(image).numpy(), shrink)[1] == 1
+    assert decoding.decode_reduced(tf.io.encode_png(image).numpy(), shrink)[1] == 1
     view = crops.view(data, crops.to_picture((110, 0, 400), 50), 50)
     rows, columns = np.nonzero(view[..., 0] > 127)
     np.testing.assert_allclose([columns.mean() + 0.5, rows.mean() + 0.5], [200.5 / 8, 200.5 / 8], atol=0.15)
-
-
-@pytest.mark.parametrize("data", [b"", b"\xff\xd8 no picture"])
-def test_what_cannot_be_decoded_says_so(data):
-    with pytest.raises(ValueError, match="cannot be decoded; examine the records"):
-        crops.decode(data)
 
 
 # Augmentation.
@@ -315,7 +309,7 @@ def test_records_of_other_kinds_are_refused(small, tmp_path):
         writer.write_split("train", [b"x"])
         writer.publish()
     for function in (poses.body_of, doctor.examine):
-        with pytest.raises(UserError, match="record set of poses; its manifest says 'detection'"):
+        with pytest.raises(UserError, match="of kind 'pose', and its manifest says 'detection'"):
             function(tmp_path / "boxes")
     with pytest.raises(UserError, match="must be a pose record of 14 joints, and cannot be parsed"):
         doctor.read(small, "val", 14)

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from common import decoding
 from common.errors import UserError
 from ssd import augment
 from ssd.augment import Colors
@@ -279,9 +280,9 @@ def test_decoding_keeps_the_stored_pixels():
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     turned = jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
     assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (32, 16, 3)
-    np.testing.assert_array_equal(augment.decode_image(turned), augment.decode_image(jpeg))
-    np.testing.assert_allclose(augment.decode_image(turned)[8, 24], [200, 30, 90], atol=4)
+    np.testing.assert_array_equal(decoding.decode(turned), decoding.decode(jpeg))
+    np.testing.assert_allclose(decoding.decode(turned)[8, 24], [200, 30, 90], atol=4)
     gray = cv2.imencode(".png", image[..., 0])[1].tobytes()
-    np.testing.assert_array_equal(augment.decode_image(gray), np.repeat(image[..., :1], 3, axis=-1))
+    np.testing.assert_array_equal(decoding.decode(gray), np.repeat(image[..., :1], 3, axis=-1))
     alpha = cv2.imencode(".png", np.dstack([image[..., ::-1], np.full([16, 32], 7, np.uint8)]))[1].tobytes()
-    np.testing.assert_array_equal(augment.decode_image(alpha), image)
+    np.testing.assert_array_equal(decoding.decode(alpha), image)

@@ -163,141 +163,6 @@ def test_round_trip_through_decode(size):
         assert distance.min() < 1e-5 and labels[distance.argmin()] == label
 
 
-def rectangle(height=120, width=200, box=(60, 30, 130, 90), color=(250, 10, 10)):
-    """A black picture with a filled rectangle, and its box in fractions."""
-    image = np.zeros([height, width, 3], np.uint8)
-    x1, y1, x2, y2 = box
-    image[y1:y2, x1:x2] = color
-    return image, np.array([[x1 / width, y1 / height, x2 / width, y2 / height]], np.float32)
-
-
-def extent(image):
-    """Sides of the bright region in pixels, at half of the brightness, to fractions of a pixel."""
-    edges = []
-    for axis in (0, 1):
-        profile = image[..., 0].max(axis=axis)
-        profile = profile / profile.max()
-        covered = np.flatnonzero(profile > 0.5)
-        edges.append((covered[0], covered[-1] + 1))
-    (x1, x2), (y1, y2) = edges
-    return np.array([x1, y1, x2, y2])
-
-
-def measure(image):
-    """Where the red rectangle is: grey bars and black have no more red than green."""
-    red = np.clip(image[..., :1] - image[..., 1:2], 0, None)
-    return extent(np.repeat(red, 3, -1))
-
-
-@pytest.mark.parametrize("shape", [(120, 200), (200, 120), (150, 150)])
-def test_augmented_boxes_follow_the_pixels(shape):
-    image, truth = rectangle(*shape, box=(40, 30, 100, 90))
-    augment = tf.function(preprocess.augment)
-    seen, flips = 0, set()
-    for seed in range(25):
-        out, boxes_xyxy, labels = augment(
-            image, truth, tf.constant([7]), tf.constant([3, seed]), tf.constant(160))
-        assert out.shape == (160, 160, 3) and out.dtype == tf.float32
-        assert 0 <= out.numpy().min() and out.numpy().max() <= 1
-        flips.add(bool(tf.random.stateless_uniform([9], [3, seed])[4] < 0.5))
-        if len(labels):
-            seen += 1
-            assert labels.numpy().tolist() == [7]
-            np.testing.assert_allclose(measure(out.numpy()), boxes_xyxy[0] * 160, atol=1)
-            assert (boxes_xyxy.numpy() >= 0).all() and (boxes_xyxy.numpy() <= 1).all()
-    assert seen >= 15 and flips == {True, False}
-
-
-def test_flip_alone_mirrors_pixels_and_box():
-    """`place` without zoom or shift is the picture itself, and mirrored the mirrored picture."""
-    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    one, zero = tf.constant(1.0), tf.constant(0.0)
-    straight = preprocess.place(tf.constant(image), zero, zero, one, one, tf.constant(False), 64)
-    mirrored = preprocess.place(tf.constant(image), zero, zero, one, one, tf.constant(True), 64)
-    inner = slice(1, 63)    # at the border a sample may lie outside
-    # Bilinear samples lie some 1e-5 of a pixel off the pixel centres.
-    np.testing.assert_allclose(straight[inner, inner], image[inner, inner] / 255, atol=1e-4)
-    np.testing.assert_allclose(mirrored[inner, inner], image[inner, ::-1][:, inner] / 255, atol=1e-4)
-
-
-def test_outside_of_the_picture_is_grey():
-    image = np.full([40, 80, 3], 255, np.uint8)
-    left, top, one = tf.constant(0.0), tf.constant(20.0), tf.constant(1.0)
-    out = preprocess.place(tf.constant(image), left, top, one, one, tf.constant(False), 80)
-    # The outermost half pixel of the picture may be grey, too: there is nothing to interpolate with.
-    # Grey is 128 of 255.
-    np.testing.assert_allclose(out[:20], 0.5, atol=2e-3)
-    np.testing.assert_allclose(out[21:59, 1:79], 1.0, atol=1e-3)
-    np.testing.assert_allclose(out[60:], 0.5, atol=2e-3)
-
-
-def test_a_side_too_long_for_opencv():
-    """Left half black, right half white, 40,000 pixels wide."""
-    image = np.repeat(np.repeat(np.array([[0, 255]], np.uint8), 20_000, 1), 4, 0)[..., None].repeat(3, -1)
-    scale, zero, high = tf.constant(80 / 40_000), tf.constant(0.0), tf.constant(20.0)
-    out = preprocess.place(tf.constant(image), zero, zero, scale, high, tf.constant(False), 80).numpy()
-    np.testing.assert_array_equal(out[40, 1:38], 0)
-    np.testing.assert_array_equal(out[40, 42:79], 1)
-
-
-def test_same_seed_same_result():
-    image, truth = rectangle()
-    image[:] += np.random.default_rng(0).integers(0, 5, image.shape, np.uint8)
-    runs = [preprocess.augment(image, truth, np.array([1]), np.array([5, seed], np.int64), 96)
-            for seed in (8, 8, 9)]
-    np.testing.assert_array_equal(runs[0][0], runs[1][0])
-    np.testing.assert_array_equal(runs[0][1], runs[1][1])
-    assert np.abs(runs[0][0] - runs[2][0]).max() > 0.05
-
-
-def test_objects_that_leave_the_view_are_no_truths():
-    image, _ = rectangle()
-    truth = np.array([[0.0, 0.0, 0.02, 0.02], [0.4, 0.4, 0.6, 0.6], [0.98, 0.98, 1.0, 1.0]], np.float32)
-    counts = set()
-    for seed in range(30):
-        _, boxes_xyxy, labels = preprocess.augment(image, truth, np.arange(3), np.array([0, seed]), 96)
-        assert len(boxes_xyxy) == len(labels)
-        assert (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).numpy().all()
-        counts.add(len(labels))
-    assert len(counts) > 1
-    out, boxes_xyxy, labels = preprocess.augment(image, truth[:0], np.zeros([0], np.int32), [0, 1], 96)
-    assert out.shape == (96, 96, 3) and boxes_xyxy.shape == (0, 4) and labels.shape == (0,)
-
-
-def recolored(image, draws):
-    """The picture [S, S, 3] uint8 after the colours of the augmentation alone, in its own place; 0..1."""
-    matrix = preprocess.color_matrix(tf.constant(draws))
-    return preprocess.place_bytes(image, 0.0, 0.0, 1.0, 1.0, False, len(image), matrix).numpy() / 255
-
-
-BYTE = 1.5 / 255  # rounding to a byte, and a matrix of Y'IQ whose rows are given to four digits
-
-
-def test_neutral_draws_change_no_colour():
-    image = np.random.default_rng(0).integers(0, 256, [8, 8, 3], np.uint8)
-    np.testing.assert_allclose(recolored(image, [0.5] * 3), image / 255, atol=BYTE)
-
-
-def test_hue_and_saturation_keep_grey_grey():
-    grey = np.tile(np.linspace(0, 255, 8).astype(np.uint8)[None, :, None], [8, 1, 3])
-    for draws in ([0.5, 1.0, 0.0], [0.5, 0.0, 1.0]):
-        np.testing.assert_allclose(recolored(grey, draws), grey / 255, atol=BYTE)
-    brighter = recolored(grey, [1.0, 0.5, 0.5])
-    np.testing.assert_allclose(brighter, np.minimum(1.5 * grey / 255, 1), atol=BYTE)
-
-
-def test_colours_turn_and_fade():
-    """Red fades towards its luma with less saturation, and turns towards yellow or magenta with the hue."""
-    red = np.tile(np.array([200, 60, 60], np.uint8), [8, 8, 1])
-    luma = (0.299 * 200 + 0.701 * 60) / 255
-    faded = recolored(red, [0.5, 0.0, 0.5])[4, 4]
-    np.testing.assert_allclose(faded, luma + (red[4, 4] / 255 - luma) / 1.5, atol=BYTE)
-    one, other = (recolored(red, [0.5, 0.5, hue])[4, 4] for hue in (0.0, 1.0))
-    assert (one[1] - one[2]) * (other[1] - other[2]) < 0
-    for color in (one, other):
-        assert color @ [0.299, 0.587, 0.114] == pytest.approx(luma, abs=BYTE)
-
-
 def test_sizes_of_multi_scale_training():
     assert preprocess.multi_scale_sizes(416) == list(range(320, 640, 32))  # Darknet: 320, 352, ..., 608
     for size in (32, 64, 160, 320, 608):
@@ -400,7 +265,7 @@ def test_pictures_and_batches_without_objects(tmp_path):
     assert batch["boxes_xyxy"].shape == (4, 0, 4)
 
 
-def test_records_of_others_without_optional_keys():
+def test_records_of_others_without_optional_keys(tmp_path):
     """The Object Detection API's records need no difficult, crowd, area or text."""
     feature = {
         "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[tiny_png()])),
@@ -411,15 +276,20 @@ def test_records_of_others_without_optional_keys():
         "image/object/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[2])),
     }
     record = tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
-    example = preprocess.parse(tf.constant(record))
-    assert example["image"].shape == (40, 60, 3) and example["image"].dtype == tf.uint8
+    example = detection.parse(tf.constant(record))
     np.testing.assert_allclose(example["boxes_xyxy"], [[0.1, 0.2, 0.6, 0.7]])
     assert example["labels"].numpy().tolist() == [1]
     assert not example["difficult"].numpy().any() and not example["is_crowd"].numpy().any()
-    image, truth, labels = preprocess.letterboxed(example, 60)
-    # The picture fills the width; 10 rows above and below it.
-    np.testing.assert_allclose(truth[0] * 60, [6, 0.2 * 40 + 10, 36, 0.7 * 40 + 10], rtol=1e-5)
-    assert image.shape == (60, 60, 3) and labels.numpy().tolist() == [1]
+    with records.RecordWriter(tmp_path / "others", kind="detection", labels=["a", "b"]) as writer:
+        writer.write_split("train", [record])
+        writer.publish()
+    (images, targets), = batches(tmp_path / "others", 1, num_classes=2, batch_size=1, augmented=False)
+    assert images.shape == (1, 96, 96, 3) and images.dtype == np.uint8
+    # The picture fills the width; 16 rows above and below it.
+    np.testing.assert_allclose(targets["boxes_xyxy"][0] * 96, [[0.1 * 96, 0.2 * 64 + 16, 0.6 * 96, 0.7 * 64 + 16]],
+                               rtol=1e-5)
+    decoded, = preprocess.decode_targets([grid[0] for grid in targets["grids"]], models.TINY_ANCHORS, 96)
+    assert decoded[1].tolist() == [1]
 
 
 def test_targets_are_decoded_back():

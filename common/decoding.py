@@ -1,0 +1,33 @@
+"""Encoded pictures to pixels with OpenCV, for functions that tf.data calls and for processes without TensorFlow."""
+
+import cv2
+import numpy as np
+
+from common.errors import UserError
+
+_RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_REDUCED = {1: _RGB, 2: _RGB | cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: _RGB | cv2.IMREAD_REDUCED_GRAYSCALE_4,
+            8: _RGB | cv2.IMREAD_REDUCED_GRAYSCALE_8}
+
+
+def decode(image_bytes, name=""):
+    """uint8 RGB [H, W, 3] of an encoded picture, whatever its EXIF orientation.
+
+    Raises UserError, with `name` (str or bytes), where OpenCV cannot decode it.
+    """
+    return decode_reduced(image_bytes, 1, name)[0]
+
+
+def decode_reduced(image_bytes, shrink, name=""):
+    """(picture as of `decode`, r): decoded at 1 / r of its size; r is 1, 2, 4 or 8, at most `shrink`.
+
+    r is above 1 for JPEG alone, which is decoded faster that way and without the aliasing that sampling every r-th
+    pixel would bring; pixel i of the result covers r * i to r * (i + 1).
+    """
+    shrink = max(r for r in _REDUCED if r <= max(shrink, 1)) if image_bytes[:2] == b"\xff\xd8" else 1
+    image = cv2.imdecode(np.frombuffer(image_bytes, np.uint8), _REDUCED[shrink]) if image_bytes else None
+    if image is None:
+        name = name.decode(errors="replace") if isinstance(name, bytes) else name
+        raise UserError(f"{name or 'A picture of the records'} must be a picture that OpenCV decodes, and is not. "
+                        "Build the records again; preprocess.py --check names all such pictures.")
+    return image, shrink
