@@ -154,17 +154,17 @@ def define_flags():
     cli.flags.DEFINE_string("out", None, "Folder of the report; default <run>/evaluation.")
 
 
-def choose_records(flags, config, command):
+def choose_records(flags, config, command, kind=detection.KIND):
     """(folder, split, limit): what to evaluate the run of config.json on. Raises UserError.
 
-    command: function from the name of a record set to the command that builds it.
+    command: function from the name of a record set to the command that builds it. kind: of records.
     """
     name = flags.tfrecords or config.get("tfrecords")
     if not name:
         raise UserError(f"{flags.run} was not trained here; say with --tfrecords what to evaluate it on.")
     limited = bool(config.get("limit")) and not flags.tfrecords
     split = flags.split or ("train" if limited else "val")
-    folder = records.resolve(name, kind=detection.KIND, split=split, command=command(name))
+    folder = records.resolve(name, kind=kind, split=split, command=command(name))
     limit = flags.limit or (config["limit"] if limited and split == "train" else 0)
     found_labels = records.read_manifest(folder)["labels"]
     if found_labels != config["labels"]:

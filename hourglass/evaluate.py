@@ -347,7 +347,7 @@ def main(args):
     strategy = training.make_strategy()
     with strategy.scope():
         model, config = load_run(flags.run, flags.which)
-    folder, split, limit = detection_evaluate.choose_records(flags, config, preprocess.command)
+    folder, split, limit = detection_evaluate.choose_records(flags, config, preprocess.command, preprocess.KIND)
     body = poses.body_of(folder)
     metric = choose_metric(body, flags.metric)
     predict = make_predict(model, strategy, body.pairs, flags.flip_test)
