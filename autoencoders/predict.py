@@ -6,11 +6,8 @@ Pictures are turned as their EXIF orientation says, made gray where the network 
 batch, H, W, C picture.
 """
 
-import contextlib
 import functools
-import json
 import pathlib
-import re
 import sys
 
 import numpy as np
@@ -19,7 +16,7 @@ import tensorflow as tf
 from autoencoders import figures, preprocess, sources
 from autoencoders.loss import reconstruction_loss
 from autoencoders.model import build, code_of, probs
-from common import cli, drawing, files, media, runtime
+from common import cli, media, runtime, writer
 from common.errors import UserError
 
 
@@ -67,52 +64,14 @@ def make_reconstruct(model, noise=0.0, seed=0):
     return reconstruct
 
 
-class Writer:
-    """Pairs of pictures and codes.jsonl in a folder; use it with `with`. Files have their names when complete."""
-
-    def __init__(self, folder):
-        self.folder = pathlib.Path(folder)
-        self._names = set()
-
-    def __enter__(self):
-        self._stack = contextlib.ExitStack()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self._stack.enter_context(files.replacing(self.folder / "codes.jsonl"))
-            self._lines = self._stack.enter_context(open(path, "w", encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"--out {self.folder} cannot be written ({files.reason(error)}). Choose another "
-                            "folder."
-                            ) from None
-        return self
-
-    def write(self, frame, found):
-        """Draws one picture, what went in above what came out, and appends its line; found: its values."""
-        name = self._free_name(frame)
-        drawing.write_png(self.folder / name, figures.reconstructions(found["inputs"][None],
-                                                                      found["pictures"][None]))
-        height, width = frame.image.shape[:2]
-        line = {"file": frame.source, "frame": frame.index, "width": width, "height": height, "drawn": name,
-                "code": rounded(found["code"])}
-        if "log_var" in found:
-            line["log_var"] = rounded(found["log_var"])
-        line["reconstruction"] = round(float(found["reconstruction"]), 3)
-        line["psnr"] = round(float(found["psnr"]), 3) if np.isfinite(found["psnr"]) else None
-        print(json.dumps(line, ensure_ascii=False), file=self._lines)
-
-    def _free_name(self, frame):
-        """File name that no earlier frame has taken."""
-        stem, number = re.sub(r"[^\w.-]", "_", pathlib.Path(frame.source).stem), 2
-        if frame.fps is not None:
-            stem = f"{stem}_{frame.index:06d}"
-        name = stem
-        while name in self._names:
-            name, number = f"{stem}_{number}", number + 1
-        self._names.add(name)
-        return f"{name}.png"
-
-    def __exit__(self, kind, error, traceback):
-        self._stack.__exit__(kind, error, traceback)
+def line_of(found):
+    """What codes.jsonl says of one picture; found: its values."""
+    line = {"code": rounded(found["code"])}
+    if "log_var" in found:
+        line["log_var"] = rounded(found["log_var"])
+    line["reconstruction"] = round(float(found["reconstruction"]), 3)
+    line["psnr"] = round(float(found["psnr"]), 3) if np.isfinite(found["psnr"]) else None
+    return line
 
 
 def rounded(values):
@@ -131,12 +90,15 @@ def predict(arguments, reconstruct, config, out, *, batch_size=64, invert=False,
         unreadable.append(name)
         report(f"unreadable: {name}: {reason}")
 
-    with Writer(out) as writer:
+    with writer.Writer(out, "codes.jsonl", arguments) as written:
         for batch in _batches(media.frames(arguments, on_unreadable), batch_size):
             pictures = np.stack([sources.fit(frame.image, config["image_shape"]) for frame in batch])
             found = reconstruct(255 - pictures if invert else pictures)
             for index, frame in enumerate(batch):
-                writer.write(frame, {name: value[index] for name, value in found.items()})
+                one = {name: value[index] for name, value in found.items()}
+                # What went in above what came out.
+                drawn = figures.reconstructions(one["inputs"][None], one["pictures"][None])
+                written.write(frame, drawn, line_of(one))
             psnr.extend(found["psnr"][np.isfinite(found["psnr"])])
             losses.extend(found["reconstruction"])
     return {"pictures": len(losses), "unreadable": unreadable, "psnr": float(np.mean(psnr)) if psnr else None,
@@ -163,7 +125,7 @@ def define_flags():
     flags.DEFINE_bool("invert", False, "Swap black and white first: MNIST's digits are white on black.")
     flags.DEFINE_float("noise", 0.0, "Standard deviation of noise that is added first, to see it removed.",
                        lower_bound=0.0)
-    flags.DEFINE_integer("seed", 0, "Seed of that noise.")
+    flags.DEFINE_integer("seed", 0, "Seed of that noise.", lower_bound=0)
 
 
 def main(args):

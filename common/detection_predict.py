@@ -58,8 +58,8 @@ def _readable(found, index, labels):
 class Writer(writer.Writer):
     """Drawn pictures and videos and detections.jsonl in a folder; use it with `with`."""
 
-    def __init__(self, folder, labels):
-        super().__init__(folder, "detections.jsonl")
+    def __init__(self, folder, labels, arguments):
+        super().__init__(folder, "detections.jsonl", arguments)
         self.labels = labels
 
     def write(self, frame, detections):
@@ -87,7 +87,7 @@ def predict(arguments, detect, config, out, *, batch_size=1, report=print):
     size = config["image_size"]
     detect([np.zeros([size, size, 3], np.uint8)])  # tracing and the first run are not counted
     count, network_seconds, interrupted, start = 0, 0.0, False, time.perf_counter()
-    with Writer(out, config["labels"]) as written:
+    with Writer(out, config["labels"], arguments) as written:
         try:
             for batch in _batches(media.frames(arguments, on_unreadable), batch_size):
                 found, seconds = detect([frame.image for frame in batch])

@@ -39,12 +39,12 @@ def frames(arguments, on_unreadable, *, max_pixels=images.MAX_PIXELS):
     arguments: files, folders (their pictures and videos, not those of sub-folders), globs ("**" too), or
     camera numbers. Calls `on_unreadable(name, reason)` for whatever gives no frame, and goes on.
     """
-    for argument in arguments:
-        for source in expand(argument):
-            try:
-                yield from _frames_of(source, max_pixels)
-            except Unreadable as error:
-                on_unreadable(source, str(error))
+    # All are found before the first is given out, so that what is made of one is not a source itself.
+    for source in [source for argument in arguments for source in expand(argument)]:
+        try:
+            yield from _frames_of(source, max_pixels)
+        except Unreadable as error:
+            on_unreadable(source, str(error))
 
 
 def expand(argument):
@@ -127,7 +127,8 @@ def _video(handle, name):
 class VideoWriter:
     """Writes RGB frames to an MP4 file, or AVI where this OpenCV cannot write MP4; use it with `with`.
 
-    The file has its name only when it is complete: at the end of the `with` block, also after Ctrl-C.
+    The file has its name only when it is complete: at the end of the `with` block, also after Ctrl-C. After an error
+    there is none.
     """
 
     def __init__(self, path, fps, size):
@@ -158,11 +159,19 @@ class VideoWriter:
         self._writer.release()
         os.replace(self._temporary, self.path)
 
+    def discard(self):
+        """Removes what was written."""
+        self._writer.release()
+        self._temporary.unlink(missing_ok=True)
+
     def __enter__(self):
         return self
 
-    def __exit__(self, *error):
-        self.close()
+    def __exit__(self, kind, error, traceback):
+        if kind is None or issubclass(kind, KeyboardInterrupt):
+            self.close()
+        else:
+            self.discard()
 
 
 def _natural(name):

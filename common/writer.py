@@ -13,13 +13,15 @@ from common.errors import UserError
 class Writer:
     """Drawn pictures and videos and a file of JSON lines in a folder; use it with `with`.
 
-    Every file has its name only when it is complete. lines: the name of the file.
+    Every file has its name only when it is complete. lines: the name of the file. arguments: of `media.frames`; what
+    they stand for is not replaced, whatever the folder.
     """
 
-    def __init__(self, folder, lines):
+    def __init__(self, folder, lines, arguments):
         self.folder = pathlib.Path(folder)
         self._lines_name = lines
         self._names = set()
+        self._sources = {_identity(source) for argument in arguments for source in media.expand(argument)} - {None}
         self._video = None
 
     def __enter__(self):
@@ -54,12 +56,13 @@ class Writer:
         return self._video.path
 
     def _free_name(self, source):
-        """File name without suffix that no earlier source has taken."""
+        """File name without suffix that no earlier source has taken and that is no source itself."""
         stem = re.sub(r"\W", "_", source)  # "camera 0"
         if os.path.exists(source):
             stem = pathlib.Path(source).stem
         name, number = stem, 2
-        while name in self._names:
+        while name in self._names or any(_identity(self.folder / (name + suffix)) in self._sources
+                                         for suffix in (".png", ".mp4", ".avi")):
             name, number = f"{stem}_{number}", number + 1
         self._names.add(name)
         return name
@@ -71,6 +74,18 @@ class Writer:
 
     def __exit__(self, kind, error, traceback):
         try:
+            if kind is not None and self._video is not None:
+                self._video.discard()
+                self._video = None
             self._close_video()
         finally:
             self._stack.__exit__(kind, error, traceback)
+
+
+def _identity(path):
+    """What tells one file from all others; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

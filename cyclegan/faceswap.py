@@ -228,7 +228,7 @@ def predict(arguments, detect, swap, out, *, every_face=False, smooth=0.5, value
 
     images, count, without, network_seconds, interrupted = 0, 0, 0, 0.0, False
     tracker, start = faces.Tracker(smooth), time.perf_counter()
-    with writer.Writer(out, "faces.jsonl") as written:
+    with writer.Writer(out, "faces.jsonl", arguments) as written:
         try:
             for frame in media.frames(arguments, on_unreadable):
                 if frame.index == 0:

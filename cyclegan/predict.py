@@ -119,7 +119,15 @@ def bundle_network(folder, direction):
         raise UserError(f"--bundle must be one that cyclegan.export wrote, and {folder} is of "
                         f"{config.get('article')!r}.")
     session = export.Session(folder)
-    return lambda image: session.run(direction, {"images": image[None]})["pictures"][0], config
+
+    def infer(image):
+        try:
+            return session.run(direction, {"images": image[None]})["pictures"][0]
+        except tf.errors.InvalidArgumentError:
+            raise UserError(f"A picture of {image.shape[1]} x {image.shape[0]} is more than the bundle {folder} "
+                            "takes. Give --size 2048, or --run in place of --bundle.") from None
+
+    return infer, config
 
 
 def choose_network(generator, tile=None):
@@ -179,7 +187,7 @@ def predict(arguments, translate, out, *, values=None, side_by_side=False, repor
         report(f"unreadable: {name}: {reason}")
 
     count, network_seconds, interrupted, start = 0, 0.0, False, time.perf_counter()
-    with writer.Writer(out, "translations.jsonl") as written:
+    with writer.Writer(out, "translations.jsonl", arguments) as written:
         try:
             for frame in media.frames(arguments, on_unreadable):
                 translated, seconds = translate(frame.image)

@@ -148,13 +148,15 @@ def joints_of(heatmaps, matrices, pairs, flip_test):
     return tf.matmul(joints_xy, matrices[:, :, :2], transpose_b=True) + matrices[:, None, :, 2], scores
 
 
-def make_pose(infer, config, *, flip_test=False, batch_size=16):
+def make_pose(infer, config, *, flip_test=None, batch_size=16):
     """The function from a picture uint8 [H, W, 3] and boxes [N, 4] to its poses and the seconds they took.
 
     Poses: joints_xy [N, K, 2] in pixels of the picture, scores [N, K]; the seconds are those of the network and of
     finding the peaks alone. Boxes must have an area inside the picture. infer: function from images [B, S, S, 3]
-    to the list of the last stack's heatmaps; batch_size: crops in a run of it, at most.
+    to the list of the last stack's heatmaps; batch_size: crops in a run of it, at most. flip_test None: as the bundle
+    was exported whose config it is, else without.
     """
+    flip_test = config.get("flip_test", False) if flip_test is None else flip_test
     size, pairs, count = config["image_size"], config["pairs"], len(config["labels"])
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([None, 4], tf.float32)],
@@ -202,7 +204,7 @@ def predict(arguments, pose, config, out, *, persons_of=people.whole_picture, jo
     size = config["image_size"]
     pose(np.zeros([size, size, 3], np.uint8), [[0, 0, size, size]])  # tracing and the first run are not counted
     images, count, network_seconds, interrupted, start = 0, 0, 0.0, False, time.perf_counter()
-    with writer.Writer(out, "poses.jsonl") as written:
+    with writer.Writer(out, "poses.jsonl", arguments) as written:
         try:
             for frame in media.frames(arguments, on_unreadable):
                 persons = _in_picture(persons_of(frame), frame, report)
@@ -247,7 +249,8 @@ def define_flags():
     flags.DEFINE_float("score_threshold", 0.3, "Boxes of --detector and --boxes must score higher.",
                        lower_bound=0.0, upper_bound=1.0)
     flags.DEFINE_float("joint_threshold", 0.2, "Joints that score less are written, but not drawn.")
-    flags.DEFINE_bool("flip_test", False, "Average with the mirrored picture: twice the work, a little better.")
+    flags.DEFINE_bool("flip_test", None, "Average with the mirrored picture: twice the work, a little better; "
+                      "default: as a bundle was exported, else not.")
     flags.DEFINE_integer("batch_size", 16, "Persons of a picture per run of the network, at most.", lower_bound=1)
     flags.DEFINE_enum("runtime", "keras", runtime.RUNTIMES,
                       "openvino is faster on Intel processors, and an extra.")

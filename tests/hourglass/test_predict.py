@@ -151,6 +151,21 @@ def test_joints_come_back_to_the_pixels_of_the_picture(dots_infer, flip_test):
         np.testing.assert_allclose(pose(image, [box])[0][0], joints_xy[index], atol=1e-3)
 
 
+def test_flip_test_of_a_bundle_is_its_own(dots_infer):
+    """Its config says whether it was exported with one; a network that is no bundle has none unless asked."""
+    runs = []
+
+    def infer(images):
+        runs.append(len(images))
+        return dots_infer(images)
+
+    image = dots.draw(250, 300, [dots.person(40, 30, 90, 120)[0]])
+    for config, choice in ((dots.CONFIG, None), (dots.CONFIG | {"flip_test": True}, None),
+                           (dots.CONFIG | {"flip_test": True}, False), (dots.CONFIG, True)):
+        predict.make_pose(infer, config, flip_test=choice)(image, [[40, 30, 90, 120]])
+    assert runs == [1, 2, 1, 2]
+
+
 @pytest.mark.parametrize("shape", [(700, 500), (90, 400), (64, 64)])
 def test_the_whole_picture_is_one_person(pose, shape):
     height, width = shape
@@ -261,6 +276,18 @@ def test_boxes_by_frame_and_without_score(tmp_path):
     assert found(frame(picture(9, 9), "clip.mp4", 2, 25.0)) == []
 
 
+def test_boxes_of_one_picture_are_not_anothers(tmp_path):
+    (tmp_path / "boxes.csv").write_text("file,left,top,right,bottom,label\na/photo.jpg,1,2,3,4,\n")
+    found = people.BoxesFile(tmp_path / "boxes.csv")
+    for _ in range(2):
+        assert len(found(frame(picture(9, 9), "a/photo.jpg"))) == 1
+    with pytest.raises(UserError, match="a/photo.jpg could be a/photo.jpg or b/photo.jpg"):
+        found(frame(picture(9, 9), "b/photo.jpg"))
+    line = {"file": "photo.jpg", "detections": [{"label": ["person"], "box_xyxy": [1, 2, 3, 4]}]}
+    (tmp_path / "odd.jsonl").write_text(json.dumps(line))
+    assert people.BoxesFile(tmp_path / "odd.jsonl")(frame(picture(9, 9), "photo.jpg")) == []   # no class of a name
+
+
 def test_a_name_of_two_files_is_nobody_elses(tmp_path):
     rows = "".join(f"{folder}/photo.jpg,{edge},0,9,9\n" for folder, edge in (("a", 1), ("b", 2)))
     (tmp_path / "boxes.csv").write_text("file,left,top,right,bottom\n" + rows)
@@ -274,7 +301,8 @@ def test_a_name_of_two_files_is_nobody_elses(tmp_path):
     ('[{"image_id": 1, "bbox": [1, 2, 3]}]', "entry 0"), ('[{"image_id": 1, "bbox": [1, 2, 3, NaN]}]', "entry 0"),
     ('[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": "high"}]', "entry 0"), ("name,x\na,1\n", "line 2"),
     ("file,left,top,right,bottom\na.jpg,1,2,3\n", "line 2"),
-    ("file,left,top,right,bottom\na.jpg,1,2,3,inf\n", "line 2")])
+    ("file,left,top,right,bottom\na.jpg,1,2,3,inf\n", "line 2"),
+    ("file,left,top,right,bottom\na.jpg,\"" + 140_000 * "1" + ",2,3,4\n", "line 2")])
 def test_a_file_that_is_none_of_boxes(text, where, tmp_path):
     (tmp_path / "boxes").write_text(text)
     with pytest.raises(UserError, match=f"must be detections.jsonl.*{where} is not"):
