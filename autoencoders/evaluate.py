@@ -250,7 +250,7 @@ def define_flags():
                          lower_bound=0)
     flags.DEFINE_bool("holes", True, "Decode random codes, and measure how many are no pictures.")
     flags.DEFINE_string("beside", None, "Another run folder: draw its random samples beside this one's.")
-    flags.DEFINE_integer("seed", 0, "Seed of the random codes.")
+    flags.DEFINE_integer("seed", 0, "Seed of the random codes.", lower_bound=0)
     flags.DEFINE_string("out", None, "Folder of the report; default <run>/evaluation.")
 
 

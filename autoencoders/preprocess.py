@@ -250,7 +250,7 @@ def define_flags():
     flags.DEFINE_bool("skip_bad", False, "Leave out, and list, pictures that cannot be used.")
     flags.DEFINE_bool("visualize", False, "Draw the first training pictures.")
     flags.DEFINE_float("noise", 0.0, "Standard deviation of the noise that --visualize adds.", lower_bound=0.0)
-    flags.DEFINE_integer("seed", 0, "Seed of made-up digits.")
+    flags.DEFINE_integer("seed", 0, "Seed of made-up digits.", lower_bound=0)
 
 
 def main(args):

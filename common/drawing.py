@@ -164,5 +164,5 @@ def write_png(path, image):
     image = np.ascontiguousarray(image)
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(pathlib.Path(path).parent)
     files.write_bytes(path, cv2.imencode(".png", image)[1].tobytes())

@@ -37,6 +37,15 @@ def replacing(path):
             temporary.unlink(missing_ok=True)
 
 
+def make_folder(path):
+    """Makes a folder and those above it where they are not there. Raises UserError."""
+    try:
+        pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} must be a folder, or a place to make one ({reason(error)}). Choose another."
+                        ) from None
+
+
 def write_bytes(path, data):
     """Writes `data` to `path`, whole or not at all."""
     with replacing(path) as temporary:

@@ -126,10 +126,10 @@ def round_trip(found, direction):
     networks fail: what is copied is not taken for the target, and of what is painted at random, though the judge
     may like it, one of N comes back.
     """
-    sent, back = (found[direction][kind].astype(np.float64) - 127.5 for kind in ("images", "cycled"))
-    count, side = sent.shape[:2]
-    sent, back = (kind.reshape(count, side // 4, 4, side // 4, 4, 3).mean((2, 4)).reshape(count, -1)
-                  for kind in (sent, back))
+    pictures = [found[direction][kind] for kind in ("images", "cycled")]
+    count, side = pictures[0].shape[:2]
+    sent, back = (kind.reshape(count, side // 4, 4, side // 4, 4, 3).mean((2, 4), np.float64).reshape(count, -1)
+                  - 127.5 for kind in pictures)
     distances = np.sum(sent ** 2, axis=1) - 2 * back @ sent.T  # but for what is the same in a row
     return (distances.argmin(axis=1) == np.arange(count)) & (toward(found, direction)[:count] > 0)
 
@@ -284,7 +284,7 @@ def define_flags():
                         "FID and KID; or the folder of a SavedModel, or of stored features (a.npy, b.npy, "
                         "a2b.npy, b2a.npy).")
     flags.DEFINE_string("pictures", None, "Folder for all pictures and translations as PNG (a, b, a2b, b2a).")
-    flags.DEFINE_integer("seed", 0, "Seed of the pictures drawn at random.")
+    flags.DEFINE_integer("seed", 0, "Seed of the pictures drawn at random.", lower_bound=0)
     flags.DEFINE_string("out", None, "Folder of the report; default <run>/evaluation.")
 
 

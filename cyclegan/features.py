@@ -10,7 +10,8 @@ N, B pictures, S side of them, D numbers of a feature. Pictures are uint8 RGB.
 import os
 import pathlib
 import sys
-from typing import Any, Callable, NamedTuple
+import zipfile
+from typing import Callable, NamedTuple
 
 import cv2
 import keras
@@ -183,6 +184,7 @@ def make_custom(folder):
     name = "features" if "features" in outputs else next(iter(outputs))
     spec = next(iter(inputs.values()), None)
     if (len(inputs) != 1 or spec.dtype not in (tf.float32, tf.uint8) or spec.shape.rank != 4
+            or spec.shape[3] not in (3, None)
             or (len(outputs) > 1 and name != "features") or outputs[name].shape.rank != 2):
         raise UserError(f"The SavedModel {folder} must take pictures [B, h, w, 3] (float32 in 0..1, or uint8) and "
                         f"give features [B, D], and takes {list(inputs.values())} and gives "
@@ -201,6 +203,11 @@ def make_custom(folder):
     return extract
 
 
+def _read_archive(path):
+    with open(path, "rb") as file:  # NumPy leaves a damaged one open
+        return dict(np.load(file))
+
+
 def read_stored(path):
     """{"a", "b", "a2b", "b2a": float64 [N, D]} from a .npz with these names or a folder with a.npy, b.npy, ...
 
@@ -212,11 +219,11 @@ def read_stored(path):
     try:
         if path.is_dir():
             archives = sorted(path.glob("*.npz"))
-            found = dict(np.load(archives[0])) if archives else {
+            found = _read_archive(archives[0]) if archives else {
                 name: np.load(path / f"{name}.npy") for name in _STORED if (path / f"{name}.npy").is_file()}
         else:
-            found = dict(np.load(path))
-    except (OSError, ValueError, EOFError) as error:
+            found = _read_archive(path)
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"--features must be judge, inception, the folder of a SavedModel, or hold {layout}; "
                         f"{path} cannot be read ({files.reason(error)}).") from None
     missing = [name for name in _STORED if name not in found]

@@ -162,7 +162,7 @@ def measure(data, generator, pictures, threads=None):
 def read_folder(folder, image_size, limit):
     """The first pictures of a folder, as many as `limit` says, float32 [1, S, S, 3] in 0..1. Raises UserError."""
     def refuse(name, reason):
-        raise UserError(f"{name} must be a folder of pictures, and cannot be read: {reason}.")
+        raise UserError(f"--representative must be a folder of pictures, and {name} cannot be used: {reason}.")
 
     found = []
     for frame in media.frames([str(folder)], refuse):
@@ -285,7 +285,7 @@ def define_flags():
                       "files for small devices.")
     flags.DEFINE_list("kinds", list(KINDS), f"Of LiteRT files: {', '.join(KINDS)}.")
     flags.DEFINE_integer("image_size", None, "Side of the pictures of LiteRT files, a multiple of 4; default: "
-                         "that of the training pictures. (Bundles take any.)", lower_bound=8)
+                         "that of the training pictures. (Bundles take any.)", lower_bound=12)
     flags.DEFINE_string("representative", None, "Folder of pictures to choose the 8 bits by, or one that holds "
                         "trainA and trainB, or A and B; default: the records of the run.")
     flags.DEFINE_integer("samples", 100, "Representative pictures of a direction.", lower_bound=1)

@@ -5,8 +5,8 @@ using Cycle-Consistent Adversarial Networks", 2017, sec. 7.2. The article's list
 and no normalisation behind them; the paper's instance normalisation, with scale and offset, stands there.
 
 Generator in and out: float32 [B, H, W, 3], RGB in -1..1, H and W multiples of 4, from 8. Discriminator in: the
-same, out: logits float32 [B, H / 8, W / 8, 1], high where a patch looks real; 32 x 32 of them for 256 x 256 as the
-article says (the original, padded otherwise, has 30 x 30).
+same, out: logits float32 [B, ceil(H / 8), ceil(W / 8), 1], high where a patch looks real; 32 x 32 of them for
+256 x 256 as the article says (the original, padded otherwise, has 30 x 30).
 
 B batch, H, W picture.
 """

@@ -257,7 +257,7 @@ SAMPLES = {"hair": (_paint_hair, ("right_eye", "left_eye", "mouth"), "similarity
 def write(overlay, folder):
     """Writes an overlay as name.png and name.json; returns the path of the PNG file."""
     path = pathlib.Path(folder) / f"{overlay.name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path.parent)
     files.write_bytes(path, cv2.imencode(".png", cv2.cvtColor(overlay.image, cv2.COLOR_RGBA2BGRA))[1].tobytes())
     anchors = {name: list(place) for name, place in overlay.anchors.items()}
     text = json.dumps({"anchors": anchors, "transform": overlay.transform}, indent=2)

@@ -219,7 +219,7 @@ def define_flags():
     flags.DEFINE_bool("skip_bad", False, "Leave out, and list, pictures that cannot be used.")
     flags.DEFINE_bool("visualize", False, "Draw batches of A and B as training gets them.")
     flags.DEFINE_integer("image_size", 256, "Side of the pictures that --visualize draws.", lower_bound=16)
-    flags.DEFINE_integer("seed", 0, "Seed of made-up pictures and of drawn batches.")
+    flags.DEFINE_integer("seed", 0, "Seed of made-up pictures and of drawn batches.", lower_bound=0)
 
 
 def main(args):

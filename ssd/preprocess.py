@@ -228,7 +228,7 @@ def command(name):
 def define_flags():
     detection_data.define_flags()
     cli.flags.DEFINE_enum("model", "vgg300", list(models.MODELS), "Network whose anchors are looked at.")
-    cli.flags.DEFINE_integer("seed", 0, "Seed of made-up pictures and drawn augmentation.")
+    cli.flags.DEFINE_integer("seed", 0, "Seed of made-up pictures and drawn augmentation.", lower_bound=0)
 
 
 def main(args):

@@ -338,7 +338,7 @@ def define_flags():
     flags.DEFINE_integer("shards", None, f"Files per split; default one for {TEXTS_PER_SHARD:,} "
                                          "texts.", lower_bound=1)
     flags.DEFINE_bool("check", False, "Examine records that are already built.")
-    flags.DEFINE_integer("seed", 0, "Seed of the split and of made-up news.")
+    flags.DEFINE_integer("seed", 0, "Seed of the split and of made-up news.", lower_bound=0)
 
 
 def main(args):

@@ -166,7 +166,7 @@ def define_flags():
     flags = cli.flags
     flags.DEFINE_integer("grid", 2, "Cells on a side of the picture.", lower_bound=1)
     flags.DEFINE_integer("image_size", 64, "Side of made-up pictures, and of the network input.", lower_bound=16)
-    flags.DEFINE_integer("seed", 0, "Seed of made-up pictures and of those that are drawn.")
+    flags.DEFINE_integer("seed", 0, "Seed of made-up pictures and of those that are drawn.", lower_bound=0)
     flags.DEFINE_string("export_labels", None, "Folder for the records as pictures and the article's label files.")
 
 

@@ -204,7 +204,7 @@ def define_flags():
     flags.DEFINE_bool("kmeans", False, "Look for anchors for this data set.")
     flags.DEFINE_enum("model", "yolov3", list(DEFAULT_ANCHORS), "Network whose anchors are looked at.")
     flags.DEFINE_integer("image_size", 416, "Side of the network input, a multiple of 32.", lower_bound=32)
-    flags.DEFINE_integer("seed", 0, "Seed of made-up pictures, k-means and drawn augmentation.")
+    flags.DEFINE_integer("seed", 0, "Seed of made-up pictures, k-means and drawn augmentation.", lower_bound=0)
 
 
 def main(args):

@@ -195,6 +195,8 @@ def test_stored_features(tmp_path, folder, trained, monkeypatch):
     with pytest.raises(UserError, match="a.npy, b.npy, a2b.npy and b2a.npy .* lacks b"):
         features.read_stored(tmp_path)
     (tmp_path / "a.npy").write_bytes(b"none")
-    for path in (tmp_path, tmp_path / "nowhere"):
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "inside" / "any.npz").read_bytes()[:-40])
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "cut.npz", tmp_path / "one.npy"):
         with pytest.raises(UserError, match="cannot be read"):
             features.read_stored(path)

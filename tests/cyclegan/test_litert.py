@@ -13,6 +13,7 @@ import pytest
 from common.errors import UserError
 from cyclegan import litert, predict
 from tests.cyclegan import small
+from tests.cyclegan.domains import write_records
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytest.importorskip("ai_edge_litert")
@@ -130,6 +131,12 @@ def test_pictures_of_folders_and_records(tmp_path):
     assert len(representative) == len(measured) == 5
     with pytest.raises(UserError, match="--representative"):
         litert.gather({"tfrecords": str(tmp_path / "none")}, "a2b", SIZE)
+    folder = write_records(tmp_path / "set", {
+        "trainA": np.full([3, 40, 40, 3], 60, np.uint8), "testA": np.full([2, 40, 40, 3], 90, np.uint8),
+        "trainB": np.zeros([1, 40, 40, 3], np.uint8), "testB": np.zeros([1, 40, 40, 3], np.uint8)})
+    representative, measured = litert.gather({"tfrecords": str(folder)}, "a2b", SIZE, samples=2)
+    assert [(picture.shape, round(float(picture.mean() * 255))) for picture in representative + measured] == [
+        ((1, SIZE, SIZE, 3), 60)] * 2 + [((1, SIZE, SIZE, 3), 90)] * 2
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="must be a folder of pictures"):
         litert.gather({}, "a2b", SIZE, folder=tmp_path / "empty")
