@@ -209,7 +209,8 @@ def require_kind(folder, kind):
     manifest = read_manifest(folder)
     if manifest.get("kind") != kind:
         raise UserError(f"{folder} must be a record set of kind {kind!r}, and its manifest says "
-                        f"{manifest.get('kind')!r}. Give another set, or build one under another name with the article's preprocess.py.")
+                        f"{manifest.get('kind')!r}. Give another set, or build one under another name with the "
+                        "article's preprocess.py.")
     return manifest
 
 

@@ -46,10 +46,10 @@ class Findings(NamedTuple):
     notes: list                  # of sentences
 
 
-def examine(folder, *, decode=True, progress=False):
+def examine(folder, *, progress=False):
     """Reads a whole record set, files against the manifest's sha256 and counts first, and returns `Findings`.
 
-    decode: also decode every picture. Raises UserError if a file is damaged, or no pose records.
+    Raises UserError if a file is damaged, or no pose records.
     """
     folder = pathlib.Path(folder)
     records.verify(folder)
@@ -57,13 +57,13 @@ def examine(folder, *, decode=True, progress=False):
     contents, problems = {}, collections.defaultdict(list)
     for split, entry in manifest["splits"].items():
         if entry["examples"]:
-            contents[split] = read(folder, split, len(body.labels), decode=decode, progress=progress)
+            contents[split] = read(folder, split, len(body.labels), progress=progress)
             for what, names in find_problems(contents[split]).items():
                 problems[what] += [f"{split} {name}" for name in names]
     return Findings(folder, manifest, body, contents, dict(problems), find_notes(contents, body))
 
 
-def read(folder, split, num_joints, *, decode=True, progress=False):
+def read(folder, split, num_joints, *, progress=False):
     """The `Contents` of a split. Raises UserError if one of its records cannot be parsed."""
     def size_of(image_bytes):
         try:
@@ -75,9 +75,7 @@ def read(folder, split, num_joints, *, decode=True, progress=False):
         example = poses.parse(item["record"], num_joints)
         image_bytes = example.pop("image_bytes")
         example["fingerprint"] = tf.strings.to_hash_bucket_fast(image_bytes, 2 ** 62)
-        example["found"] = tf.stack([example["height"], example["width"]])
-        if decode:
-            example["found"] = tf.ensure_shape(tf.numpy_function(size_of, [image_bytes], tf.int32), [2])
+        example["found"] = tf.ensure_shape(tf.numpy_function(size_of, [image_bytes], tf.int32), [2])
         return example
 
     stream = records.dataset(folder, split, epochs=1).map(look, num_parallel_calls=tf.data.AUTOTUNE)

@@ -51,6 +51,7 @@ class BoxesFile:
         self._places = collections.defaultdict(list)  # (path or image_id, frame) -> persons
         self._labels = collections.Counter()
         self._used = set()
+        self._takers = {}                             # name in the file -> the source that it stands for
         try:
             text = self.path.read_text("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
@@ -66,6 +67,10 @@ class BoxesFile:
         if name is None:
             return []
         self._used.add(name)
+        taker = self._takers.setdefault(name, frame.source)
+        if taker != frame.source:
+            raise UserError(f"{self.path} must name each picture by its path, and {name} could be {taker} or "
+                            f"{frame.source}. Write the paths as they are given to predict.")
         found = self._places.get((name, frame.index), [])
         return sorted(found, key=lambda person: -person.get("score", 0.0))
 
@@ -123,14 +128,18 @@ class BoxesFile:
 
     def _read_csv(self, text):
         reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-        for row in reader:
+        try:
+            rows = [(reader.line_num, row) for row in reader]
+        except csv.Error as error:
+            raise self._wrong(f"line {reader.line_num + 1}", error) from None
+        for line, row in rows:
             try:
                 name, frame = row["file"], int(row.get("frame") or 0)
                 box = [float(row[side]) for side in ("left", "top", "right", "bottom")]
                 score = float(row["score"]) if row.get("score") else None
             except (ValueError, KeyError, TypeError) as error:
-                raise self._wrong(f"line {reader.line_num}", error) from None
-            self._add(f"line {reader.line_num}", name, frame, box, score, row.get("label") or None)
+                raise self._wrong(f"line {line}", error) from None
+            self._add(f"line {line}", name, frame, box, score, row.get("label") or None)
 
     def _add(self, where, name, frame, box, score, label):
         numbers = [*(box if isinstance(box, list) else ()), 0.0 if score is None else score]
@@ -138,7 +147,7 @@ class BoxesFile:
         if len(numbers) != 5 or not sound:
             raise self._wrong(where, f"box {box} and score {score} must be four finite numbers, and one")
         persons = self._places[name, frame]
-        label = self.person if label is None else label
+        label = self.person if label is None else str(label)
         self._labels[label] += 1
         if label == self.person and (score is None or score > self.score_threshold):
             person = {"box_xyxy": [float(edge) for edge in box]}

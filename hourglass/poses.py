@@ -66,7 +66,7 @@ class Source(NamedTuple):
 
 def pairs_of(labels):
     """[(left, right)]: the joints whose names differ in left_ and right_ alone (or left and right, l_ and r_)."""
-    found = {name: i for i, name in enumerate(labels)}
+    found = {name.lower(): i for i, name in enumerate(labels)}
     pairs = []
     for name, i in found.items():
         for left, right in (("left", "right"), ("l_", "r_"), ("l ", "r ")):
@@ -214,6 +214,8 @@ def mend(person, width, height, body):
     if not person.head_size and len(body.head) == 2 and visible[list(body.head)].all():
         length = np.linalg.norm(np.subtract(*joints_xy[list(body.head)]))
         person = person._replace(head_size=float(length))
+        if body.metric == "pckh":
+            repairs["head size not given: the distance of the head's two ends taken, which is not MPII's"] += 1
     return person._replace(size=(width, height), repairs=()), repairs
 
 

@@ -19,9 +19,9 @@ import tensorflow as tf
 from common import cli, drawing, heatmaps, records
 from common.errors import UserError
 from hourglass import augment, crops, doctor, poses, sources
+from hourglass.postprocess import STRIDE
 
 KIND = poses.KIND  # of records
-STRIDE = 4       # network pixels per heatmap pixel
 
 
 def encode_targets(joints_xy, visible, size, *, sigma=1.0, absent="unknown"):
@@ -198,7 +198,8 @@ def build(name, source=None, folder=None, *, shards=None, num_workers=None, skip
 def define_flags():
     flags = cli.flags
     flags.DEFINE_string("dataset", None, "mpii, lsp, coco_keypoints, demo, or a name for your own folder.")
-    flags.DEFINE_string("source", None, "Folder with MPII (JSON or .mat), LSP or COCO keypoints, or the file itself.")
+    flags.DEFINE_string("source", None, "Folder with MPII (JSON or .mat), LSP or COCO keypoints, or MPII's or LSP's "
+                        "file itself.")
     flags.DEFINE_enum("first_pixel", None, ["0", "1"],
                       "Where the source's pixels start; default 1 for mpii and lsp, 0 for others.")
     flags.DEFINE_string("out", None, "Folder of the records; default tfrecords/<dataset>.")
@@ -207,16 +208,16 @@ def define_flags():
     flags.DEFINE_bool("skip_bad", False, "Leave out, and list, pictures and annotations that cannot be used.")
     flags.DEFINE_bool("check", False, "Examine records that are already built.")
     flags.DEFINE_bool("visualize", False, "Draw records as evaluation and training see them, with their heatmaps.")
-    flags.DEFINE_integer("image_size", 256, "Side of the network input, a multiple of 64.", lower_bound=64)
+    flags.DEFINE_integer("image_size", 256, "Side of the network input, a multiple of 4.", lower_bound=64)
     flags.DEFINE_float("sigma", 1.0, "Of the Gaussians that --visualize draws, in pixels of the heatmap.")
-    flags.DEFINE_integer("seed", 0, "Seed of made-up pictures and drawn augmentation.")
+    flags.DEFINE_integer("seed", 0, "Seed of made-up pictures and drawn augmentation.", lower_bound=0)
 
 
 def main(args):
     cli.no_arguments(args)
     flags = cli.FLAGS
-    if flags.image_size % 64 or not flags.sigma > 0:
-        raise UserError(f"--image_size must be a multiple of 64 and --sigma positive; {flags.image_size} and "
+    if flags.image_size % STRIDE or not flags.sigma > 0:
+        raise UserError(f"--image_size must be a multiple of {STRIDE} and --sigma positive; {flags.image_size} and "
                         f"{flags.sigma:g} came.")
     if not flags.dataset:
         raise UserError("Give --dataset NAME: mpii, lsp, coco_keypoints, demo, or a name for a folder of your own, "

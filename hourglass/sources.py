@@ -65,11 +65,15 @@ def _find_json(place, name, first_pixel):
                 parts[split] = (file, content)
     if not parts:
         return None
+    wrong = [file for file in sorted(files) if file.stem in _SPLITS and _SPLITS[file.stem] not in parts]
+    if wrong:
+        raise UserError(f"{wrong[0]} must be a list of persons, as the other split is. Correct it or move it away.")
     first = (1 if name == "mpii" else 0) if first_pixel is None else first_pixel
     # MPII's centre is the middle of the body with the legs drawn up: as all that crop it do, it is moved down.
     shift = 15.0 if name == "mpii" else 0.0
     splits = {split: _JsonSplit(file, entries, _pictures(file), first, shift) for split, (file, entries)
-              in parts.items() if split != "test" or any("joints" in entry for entry in entries)}
+              in parts.items()
+              if split != "test" or any(isinstance(entry, dict) and "joints" in entry for entry in entries)}
     order = [split for split in ("train", "val", "test") if split in splits]
     origin = "MPII JSON, " + ", ".join(parts[split][0].name for split in order)
     return Source(name, MPII, {split: splits[split] for split in order}, lambda item: item.load(), origin)
@@ -203,6 +207,9 @@ class _MatPerson(NamedTuple):
 
 def _find_lsp(place, name, first_pixel):
     files = [place] if place.suffix == ".mat" else [*place.glob("joints.mat"), *place.glob("*/joints.mat")]
+    if len(files) > 1:
+        raise UserError(f"--source must hold one joints.mat, and {place} has {', '.join(map(str, sorted(files)))}. "
+                        "Give one of them.")
     return _lsp(sorted(files)[0], name, first_pixel) if files else None
 
 
@@ -268,7 +275,7 @@ def load_mat(file):
     try:
         import scipy.io
     except ImportError:
-        raise UserError("Matlab files need scipy, which is not installed: pip install 'article-zoo[mat]'.") from None
+        raise UserError("Matlab files need scipy, which is not installed: pip install -e '.[mat]'.") from None
     try:
         return scipy.io.loadmat(file, struct_as_record=False, squeeze_me=False)
     except Exception as error:  # a damaged file can bring about anything in there

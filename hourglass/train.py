@@ -42,7 +42,8 @@ IDENTITY = ("num_stacks", "filters", "order", "num_residual", "variant", "image_
 # What to do when a part of the loss, one per stack, stops being a number.
 ADVICE = {
     "any": "The gradient has exploded: lower --learning_rate, or lengthen --warmup_steps, or set --clip_norm 10. "
-           "Look for joints and scales that are no numbers with python -m hourglass.preprocess --check.",
+           "Look for joints and scales that are no numbers with python -m hourglass.preprocess --check "
+           "--dataset NAME.",
 }
 
 # Paper, sec. 3.2: the rate is divided by five when the validation accuracy is on a plateau. A plateau depends on

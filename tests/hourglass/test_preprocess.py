@@ -340,7 +340,7 @@ def test_command_line(real_data, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    ([], "Give --dataset NAME"), (["--dataset", "demo", "--image_size", "100"], "multiple of 64"),
+    ([], "Give --dataset NAME"), (["--dataset", "demo", "--image_size", "102"], "multiple of 4;?"),
 ])
 def test_mistakes_on_the_command_line(monkeypatch, arguments, words):
     from absl import flags

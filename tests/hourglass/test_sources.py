@@ -13,6 +13,8 @@ from hourglass import poses, sources
 
 JPEG = tf.io.encode_jpeg(np.zeros((400, 600, 3), np.uint8)).numpy()
 
+HEAD = "head size not given: the distance of the head's two ends taken, which is not MPII's"
+
 
 def entry(**changes):
     """A person of MPII's JSON whose joint k is at (100 + 10 k, 50 + 5 k); None takes a key away."""
@@ -51,8 +53,8 @@ def test_pixels_centre_and_head_of_mpii_json(tmp_path):
     assert list(source.splits) == ["train", "val"] and source.body.labels[9] == "head_top"
     (person, repairs), = mended(source)
     np.testing.assert_allclose(person.joints_xy[[0, 15]], [[99.5, 49.5], [249.5, 124.5]])
-    assert person.center == (179.5, 90 + 15 * 1.5 - 0.5) and person.scale == 1.5 and not repairs
-    assert person.head_size == pytest.approx(np.hypot(10, 5)) and (person.visible == 2).all()
+    assert person.center == (179.5, 90 + 15 * 1.5 - 0.5) and person.scale == 1.5
+    assert repairs == {HEAD: 1} and person.head_size == pytest.approx(np.hypot(10, 5)) and (person.visible == 2).all()
     (person, _), = mended(source, "val")
     assert person.visible.tolist() == [0] + [2] * 15 and person.joints_xy[0].tolist() == [0, 0]
     (person, _), = mended(sources.find("mine", root))          # a folder of one's own counts from 0
@@ -66,7 +68,7 @@ def test_real_mpii_json(real_data, tmp_path):
     source = sources.find("mpii", real_data("mpii_mmpose"))
     assert [len(items) for items in source.splits.values()] == [5]
     report = poses.build_records(source, tmp_path, progress=False)
-    assert not report.skipped and not report.repaired
+    assert not report.skipped and report.repaired == {HEAD: 5}     # JSON has no boxes of heads
     example = first(report.folder, 16, "val")
     np.testing.assert_allclose(example["joints"][9], [962 - 0.5, 80 - 0.5], atol=1)
     assert example["scale"] == pytest.approx(4.718488) and example["filename"] == b"005808361.jpg"
@@ -131,6 +133,7 @@ def test_what_can_be_mended(tmp_path, changes, expected, repair):
     for key, value in expected.items():
         np.testing.assert_allclose(getattr(person, key), value, err_msg=key)
     assert (person.joints_xy >= 0).all() and person.joints_xy[:, 0].max() <= 600
+    assert repairs.pop(HEAD) == 1
     assert bool(repairs) == bool(repair) and all(repair in what or "none" in what for what in repairs)
 
 
@@ -251,6 +254,19 @@ def test_lsp_has_its_own_test_set(tmp_path):
         sources.find("lsp", tmp_path)
 
 
+def test_no_file_is_left_out_silently(tmp_path):
+    for folder in ("lsp", "lspet"):
+        (tmp_path / folder).mkdir()
+        scipy.io.savemat(tmp_path / folder / "joints.mat", {"joints": np.ones([14, 3, 5])})
+    with pytest.raises(UserError, match="must hold one joints.mat, and .* has .*lsp/joints.mat, .*lspet/joints.mat"):
+        sources.find("lsp", tmp_path)
+    assert len(sources.find("lsp", tmp_path / "lspet").splits["train"])
+    root = write_mpii(tmp_path / "mpii", train=[entry()], valid={"no": "list"})
+    with pytest.raises(UserError, match="valid.json must be a list of persons, as the other split is"):
+        sources.find("mpii", root)
+    assert list(sources.find("mpii", write_mpii(tmp_path / "odd", train=[entry()], test=[1, 2])).splits) == ["train"]
+
+
 # COCO.
 
 NAMES = ["nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
@@ -357,6 +373,7 @@ def test_what_is_not_found_is_explained(tmp_path):
 def test_pairs_are_found_by_name():
     assert poses.pairs_of(["nose", "left_eye", "right_eye", "left_ear"]) == [(1, 2)]
     assert poses.pairs_of(["r_paw", "l_paw", "tail", "right hip", "left hip"]) == [(1, 0), (4, 3)]
+    assert poses.pairs_of(["L_Eye", "R_Eye", "Nose", "Left Hand", "Right Hand"]) == [(0, 1), (3, 4)]
     labels = poses.MPII.labels
     assert sorted(map(sorted, poses.MPII.pairs)) == [[0, 5], [1, 4], [2, 3], [10, 15], [11, 14], [12, 13]]
     for body in (poses.MPII, poses.LSP):
