@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from autoencoders import predict
 from autoencoders.model import code_of, probs
-from common import cli, export
+from common import cli, export, folding
 from common.errors import UserError
 
 # Of pictures in 0..1, and of codes as a share of the largest number: float32 sums in another order.
@@ -35,8 +35,8 @@ def networks(model):
     whole = tf.TensorSpec([None, *model.input_shape[1:]], tf.float32, "images")
     decoder = model.get_layer("decoder")
     code = tf.TensorSpec([None, *decoder.input_shape[1:]], tf.float32, "code")
-    return {"encoder": export.freeze(model.get_layer("encoder"), whole), "decoder": export.freeze(decoder, code),
-            "reconstruct": export.freeze(model, whole)}
+    return {"encoder": folding.freeze(model.get_layer("encoder"), whole), "decoder": folding.freeze(decoder, code),
+            "reconstruct": folding.freeze(model, whole)}
 
 
 def signatures(model):

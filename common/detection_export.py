@@ -16,7 +16,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from common import boxes, cli, drawing, export, runtime
+from common import boxes, cli, drawing, export, folding, runtime
 from common.errors import UserError
 
 # Of the outputs from those of the Keras model in float32. float32: the largest difference, as a share of the
@@ -75,7 +75,7 @@ def write_bundle(folder, model, config, detector, *, extra=None):
     config: kept as config.json. extra: {file name: text or bytes}, further files of assets.extra.
     """
     size = config["image_size"]
-    network = export.freeze(model, runtime.images_spec(size))
+    network = folding.freeze(model, runtime.images_spec(size))
     example = example_picture(size)
     gray = tf.make_tensor_proto(0.5, tf.float32, [1, size, size, 3])  # one value stands for all
     requests = [("serving_default", {"images": gray}), ("network", {"images": gray}),

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common import export, training
+from common import export, folding, training
 from common.errors import UserError
 
 RUNTIMES = ("keras", "openvino")
@@ -57,7 +57,7 @@ def network(model, image_size, runtime="keras"):
 
     openvino takes bfloat16 by itself where the processor has it.
     """
-    frozen = export.freeze(model, images_spec(image_size))
+    frozen = folding.freeze(model, images_spec(image_size))
     return frozen if runtime == "keras" else openvino_network(frozen)
 
 
@@ -73,7 +73,7 @@ def bundle_network(folder, runtime="keras"):
         found = signature(images=images)
         return [found[name] for name in names]
 
-    concrete = export.inlined(infer.get_concrete_function())
+    concrete = folding.inlined(infer.get_concrete_function())
     return (openvino_network(concrete) if runtime == "openvino" else concrete), config
 
 

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
-from common import cli, detection_export, export, runtime
+from common import cli, detection_export, export, folding, runtime
 from common.errors import UserError
 from cyclegan import litert, predict
 
@@ -46,7 +46,7 @@ def network(generator):
 
         return [tf.map_fn(one, pictures, fn_output_signature=tf.string, parallel_iterations=1)]
 
-    return export.inlined(infer.get_concrete_function())
+    return folding.inlined(infer.get_concrete_function())
 
 
 def parse(picture):

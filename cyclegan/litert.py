@@ -26,7 +26,7 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
-from common import cli, export, files, media, records
+from common import cli, files, folding, media, records
 from common.errors import UserError
 from cyclegan import predict, preprocess
 from cyclegan.evaluate import SIDES
@@ -48,7 +48,7 @@ def saved_model(generator, image_size, folder):
     def infer(images):
         return generator(images * 2 - 1, training=False) / 2 + 0.5
 
-    frozen = export.inlined(infer.get_concrete_function())
+    frozen = folding.inlined(infer.get_concrete_function())
     module = tf.Module()
     module.translate = tf.function(lambda images: {"pictures": tf.identity(frozen(images)[0])},
                                    input_signature=[spec], autograph=False)

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
-from common import cli, detection_predict, export, media, runtime, writer
+from common import cli, detection_predict, export, folding, media, runtime, writer
 from common.errors import UserError
 from cyclegan import preprocess, tiling
 from cyclegan.model import generators
@@ -101,7 +101,7 @@ def tiled_network(generator, tile=TILE):
 
 def openvino_network(generator):
     """As `whole_network`, compiled by OpenVINO."""
-    frozen = export.freeze(generator, tf.TensorSpec([None, None, None, 3], tf.float32, "images"))
+    frozen = folding.freeze(generator, tf.TensorSpec([None, None, None, 3], tf.float32, "images"))
     compiled = runtime.openvino_network(frozen)
 
     def infer(image):

@@ -22,7 +22,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from common import cli, detection_export, drawing, export, runtime
+from common import cli, detection_export, drawing, export, folding, runtime
 from common.errors import UserError
 from hourglass import doctor, predict
 from hourglass.postprocess import STRIDE
@@ -129,7 +129,7 @@ def write_bundle(folder, model, config):
     config: of `bundle_config`.
     """
     size = config["image_size"]
-    network = export.freeze(predict.last_stack(model), runtime.images_spec(size))
+    network = folding.freeze(predict.last_stack(model), runtime.images_spec(size))
     data, box = example_picture(config)
     gray = tf.make_tensor_proto(0.5, tf.float32, [1, size, size, 3])  # one value stands for all
     requests = [("serving_default", {"images": gray}), ("network", {"images": gray}),

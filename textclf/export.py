@@ -16,7 +16,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from common import cli, export
+from common import cli, export, folding
 from common.errors import UserError
 from textclf import predict, tfidf
 from textclf.model import probabilities
@@ -50,7 +50,7 @@ def signatures(vocabulary, config):
 
 def write_bundle(folder, model, vocabulary, config):
     """Writes the bundle of a Keras model, not checked and not published: see `export_bundle`."""
-    network = export.freeze(model, tf.TensorSpec([None, config["vocabulary"]], tf.float32, "rows"))
+    network = folding.freeze(model, tf.TensorSpec([None, config["vocabulary"]], tf.float32, "rows"))
     kept = {key: config[key] for key in ("article", "vocabulary", "width", "tfidf", "labels")}
     extra = {"labels.txt": "\n".join(config["labels"]) + "\n", "config.json": json.dumps(kept, indent=2) + "\n"}
     requests = [("serving_default", {"texts": np.array([text.encode() for text in EXAMPLES], object)})]

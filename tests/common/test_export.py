@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from common import export, warm_up
+from common import export, folding, warm_up
 from common.errors import UserError
 from common.layers import BatchNormalization
 from tests.common.test_media import picture, png_bomb, with_orientation
@@ -58,7 +58,7 @@ def case():
 
 
 def test_folding_keeps_every_output(case):
-    folded = export.fold_batch_norm(case)
+    folded = folding.fold_batch_norm(case)
     images = np.random.default_rng(1).normal(size=[2, 24, 20, 3]).astype(np.float32)
     expected, found = case(images, training=False), folded(images, training=False)
     for name in expected:
@@ -72,7 +72,7 @@ def test_folding_keeps_every_output(case):
 
 
 def test_frozen_model_in_the_session_loader(case, tmp_path):
-    frozen = export.freeze(case, tf.TensorSpec([None, 24, 20, 3], tf.float32, "images"))
+    frozen = folding.freeze(case, tf.TensorSpec([None, 24, 20, 3], tf.float32, "images"))
     assert not frozen.captured_inputs
     images = np.random.default_rng(2).normal(size=[3, 24, 20, 3]).astype(np.float32)
     expected = case(images, training=False)

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from common import records, training
 from common.errors import UserError
-from textclf import demo, preprocess, tfidf, train
+from textclf import demo, preprocess, tfidf
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
