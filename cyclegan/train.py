@@ -34,7 +34,7 @@ DEMO = {"image_size": 64, "num_blocks": 3, "filters": 24, "upsample": "resize", 
 
 # What shapes the networks, the data or the course of training; a run keeps these when it is resumed.
 IDENTITY = ("image_size", "num_blocks", "filters", "upsample", "labels", "batch_size", "pool_size", "cycle_weight",
-            "identity_weight", "augment", "flip", "features", "seed", "limit")
+            "identity_weight", "flip", "features", "seed", "limit")
 
 # What to do when a part of the loss stops being a number.
 ADVICE = {

@@ -382,7 +382,6 @@ def test_a_run_of_other_networks_is_not_overwritten(folder, tmp_path):
     training.open_run(tmp_path / "run", config_of(folder), train.IDENTITY)
     for values, message in (({"filters": 8}, "filters = 4, but 8 was asked for"),
                             ({"upsample": "resize"}, 'upsample = "transpose", but "resize" was asked for'),
-                            ({"augment": False}, "augment = true, but false was asked for"),
                             ({"pool_size": 3}, "pool_size = 2, but 3 was asked for")):
         with pytest.raises(UserError, match=message):
             train.train(tmp_path / "run", config_of(folder, **values), tf.distribute.get_strategy())
