@@ -13,7 +13,8 @@ _REDUCED = {1: _RGB, 2: _RGB | cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: _RGB | cv2.IMR
 def decode(image_bytes, name=""):
     """uint8 RGB [H, W, 3] of an encoded picture, whatever its EXIF orientation.
 
-    Raises UserError, with `name` (str or bytes), where OpenCV cannot decode it.
+    Raises UserError, with `name` (str or bytes), where OpenCV cannot decode it, and for a JPEG that was cut: OpenCV
+    would give what is left of it, and grey.
     """
     return decode_reduced(image_bytes, 1, name)[0]
 
@@ -24,10 +25,18 @@ def decode_reduced(image_bytes, shrink, name=""):
     r is above 1 for JPEG alone, which is decoded faster that way and without the aliasing that sampling every r-th
     pixel would bring; pixel i of the result covers r * i to r * (i + 1).
     """
-    shrink = max(r for r in _REDUCED if r <= max(shrink, 1)) if image_bytes[:2] == b"\xff\xd8" else 1
-    image = cv2.imdecode(np.frombuffer(image_bytes, np.uint8), _REDUCED[shrink]) if image_bytes else None
+    is_jpeg = image_bytes[:2] == b"\xff\xd8"
+    shrink = max(r for r in _REDUCED if r <= max(shrink, 1)) if is_jpeg else 1
+    whole = image_bytes and not (is_jpeg and _is_cut(image_bytes))
+    image = cv2.imdecode(np.frombuffer(image_bytes, np.uint8), _REDUCED[shrink]) if whole else None
     if image is None:
         name = name.decode(errors="replace") if isinstance(name, bytes) else name
         raise UserError(f"{name or 'A picture of the records'} must be a picture that OpenCV decodes, and is not. "
                         "Build the records again; preprocess.py --check names all such pictures.")
     return image, shrink
+
+
+def _is_cut(jpeg):
+    """Whether no end stands behind the last scan; a thumbnail inside has an end of its own."""
+    end = jpeg.rfind(b"\xff\xd9")
+    return end < 0 or jpeg.find(b"\xff\xda", end) >= 0

@@ -25,6 +25,20 @@ def test_what_cannot_be_decoded_is_named(data):
         decoding.decode(data)
 
 
+def test_a_cut_jpeg_is_refused_and_what_follows_its_end_is_not():
+    """OpenCV alone decodes the half. A thumbnail in the header has an end of its own."""
+    image = np.random.default_rng(0).integers(0, 256, [64, 64, 3], np.uint8)
+    data, small = tf.io.encode_jpeg(image).numpy(), tf.io.encode_jpeg(image[:8, :8]).numpy()
+    segment = b"\xff\xe1" + (len(small) + 2).to_bytes(2, "big") + small
+    thumbnailed = data[:2] + segment + data[2:]
+    for good in (data, data + b"more of a camera", thumbnailed):
+        np.testing.assert_array_equal(decoding.decode(good), decoding.decode(data))
+    for whole in (data, thumbnailed):
+        for cut in (whole[:-2], whole[:-1000]):
+            with pytest.raises(UserError, match="cut.jpg must be a picture"):
+                decoding.decode(cut, "cut.jpg")
+
+
 def test_an_error_in_a_function_of_a_dataset_comes_out_as_it_was():
     """TensorFlow wraps it into twenty lines about its own functions."""
     dataset = tf.data.Dataset.from_tensors(b"none").map(
