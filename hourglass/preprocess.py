@@ -62,15 +62,10 @@ def training_dataset(folder, *, image_size, batch_size, seed, augmented=True, st
         targets = encode_targets(
             tf.ensure_shape(joints_xy, [batch_size, count, 2]), tf.ensure_shape(visible, [batch_size, count]),
             image_size, sigma=sigma, absent=body.absent)
-        return as_floats(images), targets
+        return tf.image.convert_image_dtype(images, tf.float32), targets
 
     dataset = stream.batch(batch_size, drop_remainder=True).map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.prefetch(tf.data.AUTOTUNE)
-
-
-def as_floats(images):
-    """uint8 as float32 in 0..1."""
-    return tf.cast(images, tf.float32) * (1 / 255)
 
 
 def _training_crops(image_bytes, joints, visible, scale, height, width, epoch, index, seed, size, pairs, augmented):
@@ -119,7 +114,8 @@ def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_si
             lambda *arrays: _evaluation_crops(*arrays, image_size),
             [example[key] for key in ("image_bytes", "center", "scale")], (tf.uint8, tf.float32), stateful=False)
         kept = ("joints", "visible", "head_size", "scale", "area", "box", "image_id", "person_id", "filename")
-        found = {"images": as_floats(tf.ensure_shape(images, [batch_size, image_size, image_size, 3])),
+        images = tf.ensure_shape(images, [batch_size, image_size, image_size, 3])
+        found = {"images": tf.image.convert_image_dtype(images, tf.float32),
                  "to_picture": tf.ensure_shape(to_picture, [batch_size, 2, 3]), "index": batch["index"]}
         return found | {key: tf.ensure_shape(example[key], [batch_size, *example[key].shape[1:]]) for key in kept}
 

@@ -24,11 +24,6 @@ MULTI_SCALE = (0.75, 1.5)    # side of the network input in multi-scale training
 STEPS_PER_SIZE = 10          # Darknet draws another size every ten batches
 
 
-def as_floats(images):
-    """uint8 as float32 in 0..1; floats as they are."""
-    return images if images.dtype == tf.float32 else tf.cast(images, tf.float32) * (1 / 255)
-
-
 def encode_targets(boxes_xyxy, labels, anchors, strides, size, num_classes):
     """Truth grids of one picture: over scales float32 [h, w, A, 5 + C], packed (x, y, w, h, obj, classes).
 
@@ -79,7 +74,7 @@ def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch
                      worker=0):
     """Endless batches (images uint8 [B, S, S, 3], {"boxes_xyxy": [B, N, 4], "grids": [...]}) for the loss.
 
-    Pictures stay bytes, a quarter of what floats take to the device; the step makes floats of them (`as_floats`).
+    Pictures stay bytes, a quarter of what floats take to the device; the step makes floats of them.
     Step k takes the examples k * global_batch_size onwards of the endless stream of epochs, so that training
     can start at any step; order and augmentation depend on (seed, epoch, index) alone. batch_size is a
     replica's.

@@ -63,7 +63,7 @@ def make_train_step(model, optimizer, strategy, *, loss, anchors, image_size, gl
         def replica_step(images, targets):
             size = tf.shape(images)[1:3] if image_size is None else (image_size, image_size)
             with tf.GradientTape() as tape:
-                logits = model(preprocess.as_floats(images), training=True)
+                logits = model(tf.image.convert_image_dtype(images, tf.float32), training=True)   # 0..1
                 parts = loss(targets, logits, anchors, size)                              # each [b]
                 # Divided by the global batch, because the optimizer adds up the replicas (article, "Multi-GPU").
                 parts = {name: tf.reduce_sum(part) / global_batch_size for name, part in parts.items()}
