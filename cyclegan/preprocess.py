@@ -149,6 +149,9 @@ def ensure_records(name):
     except UserError as missing:
         if name == records.DEMO:
             return build(name)
+        if any((folder / records.MANIFEST).is_file()
+               for folder in (records.default_folder(name, KIND), pathlib.Path(name))):
+            raise  # it is there, and is not what was asked for
         if name not in sources.TFDS:
             raise UserError(f"{missing} Without a folder, {', '.join(sources.TFDS)} and demo can be had."
                             ) from None

@@ -28,22 +28,19 @@ def trained(folder):
     return features.train_judge(folder, seed=1, steps=60)
 
 
-def test_pictures(folder, split):
+def pictures_of(folder, split):
     batch = next(iter(preprocess.evaluation_dataset(folder, split, image_size=64, batch_size=10)))
     return preprocess.to_bytes(batch["images"])
-
-
-test_pictures.__test__ = False
 
 
 # The judge.
 
 def test_the_judge_tells_plain_from_striped(folder, trained):
     judge = features.make_judge(trained)
-    described, logits = zip(*(judge(test_pictures(folder, split)) for split in ("testA", "testB")))
+    described, logits = zip(*(judge(pictures_of(folder, split)) for split in ("testA", "testB")))
     assert described[0].shape == (10, 176) and logits[0].shape == (10,) and logits[0].dtype == np.float32
     assert np.mean([(logits[0] < 0).mean(), (logits[1] > 0).mean()]) >= 0.85  # after 60 of 400 steps
-    larger = np.kron(test_pictures(folder, "testB"), np.ones((1, 2, 2, 1), np.uint8))  # of any size
+    larger = np.kron(pictures_of(folder, "testB"), np.ones((1, 2, 2, 1), np.uint8))  # of any size
     np.testing.assert_allclose(judge(larger)[1], logits[1], atol=0.15 * np.abs(logits[1]).max())
 
 

@@ -64,6 +64,8 @@ def test_records_of_another_kind_are_refused(tmp_path):
         writer.publish()
     with pytest.raises(UserError, match="of kind 'unpaired pictures', and its manifest says 'detection'"):
         preprocess.domains(tmp_path / "other")
+    with pytest.raises(UserError, match="says 'detection'. Give another set, .* with the article's preprocess.py.$"):
+        preprocess.ensure_records(str(tmp_path / "other"))
 
 
 def encoded(mode, kind, **options):
