@@ -44,6 +44,7 @@ class Source(NamedTuple):
     splits: dict  # split -> sequence of items
     load: Callable[[Any], Annotation]  # raises UserError with the name of the file
     origin: str = ""  # where the data come from, for the manifest
+    left_out: dict = {}  # reason -> names of files or objects that the reader passed over
 
 
 def encode_example(image_bytes, height, width, filename, boxes_xyxy, labels, *, difficult=None, is_crowd=None,
@@ -163,8 +164,8 @@ def build_records(source, out_root="tfrecords", *, shards=None, num_workers=None
     """
     return building.build(
         pathlib.Path(out_root) / source.name, source.splits, lambda item: _example(source, item), kind=KIND,
-        labels=source.labels, builder=BUILDER, origin=source.origin, shards=shards, num_workers=num_workers,
-        on_bad=on_bad, progress=progress)
+        labels=source.labels, builder=BUILDER, origin=source.origin, left_out=source.left_out, shards=shards,
+        num_workers=num_workers, on_bad=on_bad, progress=progress)
 
 
 def repair_boxes(annotation, width, height):

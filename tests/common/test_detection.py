@@ -1,6 +1,7 @@
 """The detection record: there and back, foreign records, every kind of picture, boxes mended or refused."""
 
 import io
+import pathlib
 import struct
 import time
 import zlib
@@ -195,6 +196,23 @@ def test_bad_files_stop_a_build_or_are_skipped_and_counted(tmp_path, capsys):
     for words in ("train 2 pictures, 2 objects", "cut.jpg must be a whole",
                   "missing.jpg must be readable: No such", "b.xml is broken."):
         assert words in text
+
+
+def test_where_nothing_can_be_used_the_error_says_what_was_skipped(tmp_path):
+    with pytest.raises(UserError, match="Not one of the pictures .* skipped: a.xml is broken. skipped: b.xml is cut."):
+        build(tmp_path / "out", [UserError("a.xml is broken."), UserError("b.xml is cut.")], on_bad="skip")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_reader_passes_over_is_counted_and_named(tmp_path):
+    photos = [pathlib.Path(f"folder/{i}.tif") for i in range(7)]
+    source = detection.Source("set", ["dog"], {"train": [annotation(KINDS["jpeg"])]}, lambda item: item,
+                              left_out={"pictures of a kind that is not read (.tif)": photos, "nothing": []})
+    report = detection.build_records(source, tmp_path, progress=False)
+    assert report.manifest["left_out"] == {"pictures of a kind that is not read (.tif)": {
+        "count": 7, "names": ["0.tif", "1.tif", "2.tif", "3.tif", "4.tif"]}}
+    assert ("left out: 7 pictures of a kind that is not read (.tif): 0.tif, 1.tif, 2.tif, 3.tif, 4.tif, ..."
+            in building.describe(report))
 
 
 # Fault 27: EXIF orientation.
