@@ -171,9 +171,7 @@ def make_optimizer(config, total_steps):
         optimizer = keras.optimizers.Adadelta(rate)
     else:
         optimizer = optimizers.AdamW(rate, weight_decay=0.0)  # without decay it is Adam
-    if config["precision"] == "mixed_float16":
-        return keras.mixed_precision.LossScaleOptimizer(optimizer)
-    return optimizer
+    return optimizers.in_precision(optimizer, config["precision"])
 
 
 def make_config(values, manifest):

@@ -1,4 +1,4 @@
-"""Adam and SGD on TensorFlow's fused kernels, which read and write every weight once a step.
+"""Adam and SGD on TensorFlow's fused kernels, which read and write every weight once a step; the loss scale of float16.
 
 Keras 3 spells an update as a dozen operations over all weights, which took a fifth of a training step of YOLOv3 on a
 processor. The formulas are Keras's, and so are names, slots and checkpoints; tests compare them step by step.
@@ -48,3 +48,22 @@ class SGD(_FusedDecay, keras.optimizers.SGD):
             var=variable.handle, accum=self.momentums[index].value.handle, lr=learning_rate,
             grad=tf.cast(gradient, variable.dtype), momentum=tf.cast(self.momentum, variable.dtype),
             use_nesterov=self.nesterov)
+
+
+@keras.saving.register_keras_serializable(package="zoo")
+class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+    """`keras.optimizers.LossScaleOptimizer` that passes over a step when a gradient of any replica overflows.
+
+    Keras asks the first replica alone, before the gradients are summed: an overflow on another one would reach the
+    weights of all.
+    """
+
+    def check_finite(self, grads):
+        overflows = tf.cast(tf.logical_not(super().check_finite(grads)), tf.float32)
+        context = tf.distribute.get_replica_context()
+        return tf.equal(context.all_reduce(tf.distribute.ReduceOp.SUM, overflows), 0.0)
+
+
+def in_precision(optimizer, precision):
+    """`optimizer`, in mixed_float16 with a loss scale around it."""
+    return LossScaleOptimizer(optimizer) if precision == "mixed_float16" else optimizer

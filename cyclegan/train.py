@@ -9,7 +9,6 @@ out in `make_train_step`; the rest keeps the books.
 
 import pathlib
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -228,9 +227,7 @@ def make_optimizer(config, total_steps):
     """Adam with beta_1 0.5 (article, paper: LinearDecay of 2e-4 in the second half of the training)."""
     rate = training.schedule(config["schedule"], config["learning_rate"], total_steps)
     optimizer = optimizers.AdamW(rate, weight_decay=0.0, beta_1=0.5)  # without decay it is Adam
-    if config["precision"] == "mixed_float16":
-        return keras.mixed_precision.LossScaleOptimizer(optimizer)
-    return optimizer
+    return optimizers.in_precision(optimizer, config["precision"])
 
 
 def make_config(values, manifest):

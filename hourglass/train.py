@@ -190,9 +190,7 @@ def make_optimizer(config, total_steps):
         optimizer = optimizers.AdamW(rate, weight_decay=0.0)  # without decay it is Adam
     else:
         optimizer = keras.optimizers.RMSprop(rate, rho=0.99, epsilon=1e-16)
-    if config["precision"] == "mixed_float16":
-        return keras.mixed_precision.LossScaleOptimizer(optimizer)
-    return optimizer
+    return optimizers.in_precision(optimizer, config["precision"])
 
 
 def make_config(values, manifest):

@@ -9,7 +9,6 @@ Article, "Training Objective". What happens in a step is written out in `make_tr
 import pathlib
 import sys
 
-import keras
 import tensorflow as tf
 
 from common import cli, detection_evaluate, drawing, optimizers, records, training
@@ -192,9 +191,7 @@ def make_optimizer(config, total_steps, steps_per_epoch):
         optimizer = optimizers.SGD(rate, momentum=0.9)
     else:
         optimizer = optimizers.AdamW(rate, epsilon=config["epsilon"], weight_decay=0.0)
-    if config["precision"] == "mixed_float16":
-        return keras.mixed_precision.LossScaleOptimizer(optimizer)
-    return optimizer
+    return optimizers.in_precision(optimizer, config["precision"])
 
 
 def load_start(model, config):

@@ -10,7 +10,6 @@ written out in `make_train_step`; the rest keeps the books.
 import pathlib
 import sys
 
-import keras
 import tensorflow as tf
 
 from common import cli, optimizers, records, training
@@ -165,9 +164,7 @@ def make_optimizer(config, total_steps):
                              min(config["warmup_steps"], total_steps // 5))
     optimizer = optimizers.AdamW(rate, weight_decay=config["weight_decay"])
     optimizer.exclude_from_weight_decay(var_names=["bias"])
-    if config["precision"] == "mixed_float16":
-        return keras.mixed_precision.LossScaleOptimizer(optimizer)
-    return optimizer
+    return optimizers.in_precision(optimizer, config["precision"])
 
 
 def make_config(values, manifest):

@@ -9,7 +9,6 @@ a step is written out in `make_train_step`; the rest keeps the books.
 
 import pathlib
 
-import keras
 import tensorflow as tf
 
 from common import cli, detection_evaluate, drawing, optimizers, records, training
@@ -166,9 +165,7 @@ def make_optimizer(config, total_steps):
     else:
         optimizer = optimizers.AdamW(rate, weight_decay=decay or 0.0)
     optimizer.exclude_from_weight_decay(var_names=["bias"])
-    if config["precision"] == "mixed_float16":
-        return keras.mixed_precision.LossScaleOptimizer(optimizer)
-    return optimizer
+    return optimizers.in_precision(optimizer, config["precision"])
 
 
 def make_config(values, manifest):

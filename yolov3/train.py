@@ -9,7 +9,6 @@ Article: "you finally have a chance to run python train.py". What happens in a s
 
 import pathlib
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -189,9 +188,7 @@ def make_optimizer(config, total_steps):
     else:
         optimizer = optimizers.AdamW(rate, weight_decay=decay or 0.0)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    if config["precision"] == "mixed_float16":
-        return keras.mixed_precision.LossScaleOptimizer(optimizer)
-    return optimizer
+    return optimizers.in_precision(optimizer, config["precision"])
 
 
 def load_start(model, config):

@@ -1,5 +1,7 @@
 """The fused optimizers against Keras's, step by step, on one replica and on two."""
 
+import importlib
+
 import keras
 import numpy as np
 import pytest
@@ -58,3 +60,45 @@ def test_a_saved_configuration_builds_the_same_optimizer():
     optimizer = optimizers.AdamW(0.01, weight_decay=0.2)
     copy = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert isinstance(copy, optimizers.AdamW) and copy.weight_decay == pytest.approx(0.2)
+
+
+def article_optimizer(article):
+    """The optimizer of an article's train.py in mixed_float16."""
+    train = importlib.import_module(f"{article}.train")
+    config = {**train.DEFAULTS, "precision": "mixed_float16", "learning_rate": 0.1, "warmup_steps": 0,
+              "schedule": "constant", "weight_decay": 0.0}
+    steps_per_epoch = [10] if article == "ssd" else []
+    return train.make_optimizer(config, 100, *steps_per_epoch)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+@pytest.mark.parametrize("article", ["autoencoders", "cyclegan", "hourglass", "ssd", "textclf", "yolov1", "yolov3"])
+def test_an_overflow_on_any_replica_passes_over_the_step_on_all(article, clip_norm, two_replicas):
+    """Infinity in the gradients of the second replica alone: the weights stay and the loss scale halves."""
+    with two_replicas.scope():
+        kernel = keras.Variable(np.ones([2, 2], np.float32), name="kernel")
+        optimizer = article_optimizer(article)
+        optimizer.build([kernel])
+
+    @tf.function
+    def step(bad_replica):
+        def replica_step():
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            value = tf.where(tf.equal(replica, bad_replica), np.inf, optimizer.scale_loss(1.0))
+            gradients = [tf.fill([2, 2], value)]
+            if clip_norm:
+                gradients = training.clip_by_global_norm(gradients, clip_norm * optimizer.dynamic_scale)
+            optimizer.apply_gradients(zip(gradients, [kernel]))
+        two_replicas.run(replica_step)
+
+    scale = float(optimizer.dynamic_scale.numpy())
+    for bad_replica in (1, 0):
+        step(bad_replica)
+        scale /= 2
+        for weights in two_replicas.experimental_local_results(kernel.value):
+            np.testing.assert_array_equal(weights, 1.0)
+        assert float(optimizer.dynamic_scale.numpy()) == scale and int(optimizer.iterations.numpy()) == 0
+    step(-1)
+    copies = [weights.numpy() for weights in two_replicas.experimental_local_results(kernel.value)]
+    np.testing.assert_array_equal(*copies)
+    assert np.isfinite(copies[0]).all() and (copies[0] != 1).all() and int(optimizer.iterations.numpy()) == 1
