@@ -10,6 +10,8 @@ import os
 import pathlib
 import re
 
+import numpy as np
+
 from common.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -94,10 +96,33 @@ def of_kinds(paths, suffixes):
 def fraction(key, seed=0):
     """A number in [0, 1) that depends on a key and the seed alone, evenly spread over keys.
 
-    key: what names an item for ever: its name, or for a row its text. md5 serves as a hash here, not as a seal.
+    key: what names an item for ever: its name, or for a row its text, for a picture without a name its bytes. md5
+    serves as a hash here, not as a seal.
     """
-    digest = hashlib.md5(f"{seed}\n{key}".encode("utf-8", "surrogateescape"), usedforsecurity=False).digest()
+    key = key if isinstance(key, bytes) else str(key).encode("utf-8", "surrogateescape")
+    digest = hashlib.md5(f"{seed}\n".encode() + key, usedforsecurity=False).digest()
     return int.from_bytes(digest[:8]) / 2**64
+
+
+def shared(keys):
+    """{split: {another split: how many of its items stand there too}} of {split: numbers that stand for its items}.
+
+    keys: such as the `fraction` of a text or of a picture's bytes, in any array. Splits in the order of `keys`, each
+    beside those before it; without zeros.
+    """
+    found = {}
+    for number, split in enumerate(keys):
+        for other in list(keys)[:number]:
+            count = int(np.isin(keys[split], keys[other]).sum())
+            if count:
+                found.setdefault(split, {})[other] = count
+    return found
+
+
+def shared_lines(found, units):
+    """A line for each pair of splits in `shared`; units: "pictures"."""
+    return [f"note: {split}: {count} {units} are in {other} too; scores on them mean little."
+            for split, others in found.items() for other, count in others.items()]
 
 
 def deal(items, shares, *, seed=0, key=str, category=None):

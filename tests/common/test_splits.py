@@ -1,5 +1,6 @@
 import hashlib
 
+import numpy as np
 import pytest
 
 from common import splits
@@ -56,6 +57,7 @@ def test_what_is_dealt_keeps_its_place():
 
 def test_fraction_by_hand():
     assert splits.fraction("a.jpg") == int(hashlib.md5(b"0\na.jpg").hexdigest()[:16], 16) / 16**16
+    assert splits.fraction(b"a.jpg") == splits.fraction("a.jpg")
     assert splits.place(0.05, {"test": 0.1, "val": 0.1}) == "test" and splits.place(0.1, {"test": 0.1}) == "train"
 
 
@@ -66,3 +68,11 @@ def test_small_sets_have_all_splits_and_every_category_can_be_learnt():
     items = [(kind, i) for kind in "xyz" for i in range(3)]
     parts = splits.deal(items, {"val": 0.9}, category=lambda item: item[0])
     assert {kind for kind, _ in parts["train"]} == set("xyz") and parts["val"]
+
+
+def test_items_in_two_splits_are_counted():
+    keys = {"train": np.array([0.1, 0.2, 0.2, 0.3]), "val": np.array([0.3, 0.4, 0.3]), "test": np.array([0.2, 0.4])}
+    found = splits.shared(keys)
+    assert found == {"val": {"train": 2}, "test": {"train": 1, "val": 1}}
+    assert splits.shared_lines(found, "texts")[0] == "note: val: 2 texts are in train too; scores on them mean little."
+    assert splits.shared({"train": [0.1], "test": [0.2]}) == {}
