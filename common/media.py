@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import tensorflow as tf
 
 from common import images
 from common.errors import UserError
@@ -33,16 +32,17 @@ class Unreadable(Exception):
     """Why one source cannot be read."""
 
 
-def frames(arguments, on_unreadable, *, max_pixels=images.MAX_PIXELS):
+def frames(arguments, on_unreadable, *, on_white=False, max_pixels=images.MAX_PIXELS):
     """Yields a `Frame` for each picture and each frame of each video, in the order of the arguments.
 
     arguments: files, folders (their pictures and videos, not those of sub-folders), globs ("**" too), or
-    camera numbers. Calls `on_unreadable(name, reason)` for whatever gives no frame, and goes on.
+    camera numbers. Calls `on_unreadable(name, reason)` for whatever gives no frame, and goes on. on_white: as in
+    `read_picture`.
     """
     # All are found before the first is given out, so that what is made of one is not a source itself.
     for source in [source for argument in arguments for source in expand(argument)]:
         try:
-            yield from _frames_of(source, max_pixels)
+            yield from _frames_of(source, on_white, max_pixels)
         except Unreadable as error:
             on_unreadable(source, str(error))
 
@@ -60,10 +60,11 @@ def expand(argument):
     return [str(path)]
 
 
-def read_picture(path, *, max_pixels=images.MAX_PIXELS):
+def read_picture(path, *, on_white=False, max_pixels=images.MAX_PIXELS):
     """uint8 RGB [H, W, 3] of a JPEG, PNG, BMP, GIF (first frame) or WebP file, turned upright.
 
-    Raises `Unreadable`. Gray and palette pictures become three channels, alpha is dropped, 16 bits become 8.
+    Raises `Unreadable`. Gray and palette pictures become three channels, 16 bits become 8. Transparency is dropped,
+    which shows whatever colour a file has behind it; on_white: it lies on white, as `images.lay_on_white` has it.
     """
     try:
         data = pathlib.Path(path).read_bytes()
@@ -75,21 +76,24 @@ def read_picture(path, *, max_pixels=images.MAX_PIXELS):
         raise Unreadable(f"not a picture: {error}") from None
     if header.width * header.height > max_pixels:
         raise Unreadable(f"it claims {header.width} x {header.height} pixels, more than {max_pixels:,}")
-    if header.format == "gif":  # OpenCV reads them from 4.11 on
+    if header.format == "jpeg":  # OpenCV is faster
         try:
-            return images.decode(data).numpy()
-        except tf.errors.OpError:
-            raise Unreadable("damaged or cut GIF data") from None
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        except cv2.error as error:
+            raise Unreadable(f"cannot be decoded: {error.err}") from None
+        if image is None:
+            raise Unreadable("damaged or cut JPEG data")
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise Unreadable(f"cannot be decoded: {error.err}") from None
-    if image is None:
-        raise Unreadable(f"damaged or cut {header.format.upper()} data")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        image, alpha = images.decode_file(data, header.format)
+    except ValueError as error:
+        raise Unreadable(f"damaged or cut {header.format.upper()} data: {error}") from None
+    if on_white and alpha is not None:
+        image = images.lay_on_white(image, alpha).numpy()
+    return np.ascontiguousarray(images.upright(image, header.orientation))
 
 
-def _frames_of(source, max_pixels):
+def _frames_of(source, on_white, max_pixels):
     path = pathlib.Path(source)
     if not path.exists():
         if not re.fullmatch(r"\d{1,3}", source):
@@ -100,7 +104,7 @@ def _frames_of(source, max_pixels):
     elif path.suffix.lower() in VIDEOS:
         yield from _video(source, source)
     else:
-        yield Frame(source, 0, read_picture(path, max_pixels=max_pixels), None)
+        yield Frame(source, 0, read_picture(path, on_white=on_white, max_pixels=max_pixels), None)
 
 
 def _video(handle, name):
