@@ -15,7 +15,7 @@ from benchmarks.inference import is_installed
 from common import cli, runtime
 from hourglass import model as hourglass_model
 from hourglass import preprocess, train
-from hourglass.loss import FOREGROUND_WEIGHT, article_loss
+from hourglass.loss import article_loss, foreground_weight
 
 JOINTS, SIDE = 16, 256
 
@@ -53,7 +53,7 @@ def torch_step(batch_size, *, stacks, bfloat16):
     images, targets = batch(batch_size)
     x = torch.from_numpy(images).permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
     truth = torch.from_numpy(targets["heatmaps"].numpy()).permute(0, 3, 1, 2)
-    weight = torch.where(truth > 0, FOREGROUND_WEIGHT, 1.0) \
+    weight = torch.where(truth > 0, foreground_weight(*truth.shape[2:]), 1.0) \
         * torch.from_numpy(targets["weight"].numpy())[:, :, None, None]
 
     def run():

@@ -8,11 +8,16 @@ K joints, h, w heatmap. Every function takes any leading batch axes, works in a 
 import tensorflow as tf
 
 
+def patch_side(sigma):
+    """Pixels of a side of the patch that a Gaussian is drawn in: 2 * floor(3 sigma) + 1, 7 for sigma 1."""
+    return 2 * int(3 * sigma // 1) + 1
+
+
 def gaussian_heatmaps(joints_xy, present, size, sigma=1.0, subpixel=True):
     """Heatmaps float32 [..., h, w, K], one Gaussian each, of joints_xy [..., K, 2] in heatmap pixels.
 
-    present: [..., K] bool; size: (h, w); sigma: of the Gaussian, in pixels. The patch has 2 * floor(3 sigma) + 1
-    pixels a side (7 for sigma 1) around the pixel that the joint is in, whose value is exactly 1; at the border it
+    present: [..., K] bool; size: (h, w); sigma: of the Gaussian, in pixels. The patch has `patch_side` pixels
+    a side around the pixel that the joint is in, whose value is exactly 1; at the border it
     is clipped, never moved. Joints that are absent, or in no pixel, or not finite have zeros only. subpixel: the
     Gaussian's centre is the joint itself, and dividing by the value at its pixel keeps 1 there. False puts the
     centre in the middle of that pixel, as the article's patch does; the two agree for a joint in the middle of a
@@ -20,7 +25,7 @@ def gaussian_heatmaps(joints_xy, present, size, sigma=1.0, subpixel=True):
     """
     if not sigma > 0:
         raise ValueError(f"sigma must be positive; {sigma} came.")
-    joints_xy, reach = tf.cast(joints_xy, tf.float32), float(3 * sigma // 1)
+    joints_xy, reach = tf.cast(joints_xy, tf.float32), float(patch_side(sigma) // 2)
     height, width = size
     pixel = tf.floor(joints_xy)                                                         # [..., K, 2]
     limits = tf.cast(tf.stack([width, height]), tf.float32)

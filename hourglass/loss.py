@@ -13,27 +13,42 @@ B batch, h, w heatmap, K joints.
 
 import tensorflow as tf
 
-FOREGROUND_WEIGHT = 82.0
+from common.heatmaps import patch_side
 
 
-def article_loss(targets, predictions, *, foreground_weight=FOREGROUND_WEIGHT):
-    """Squared error in which a pixel of a joint's Gaussian weighs 82 times as much as one of the background.
+def foreground_weight(height, width, sigma=1.0):
+    """How many times more pixels of background than of Gaussian a heatmap has: 82.6 for 64 x 64 and sigma 1.
 
-    The patch of a joint has 7 x 7 pixels, so that a heatmap of 64 x 64 has (4096 - 49) / 49 = 82.6 times as many pixels
-    of background; with equal weights the network "learned to cheat by predicting all zeros".
+    (4096 - 7 * 7) / (7 * 7) there, which is where the article has its 82 from; 19.9 for 32 x 32. At least 1.
     """
+    patch = patch_side(sigma) ** 2
+    return max((height * width - patch) / patch, 1.0)
+
+
+def article_loss(targets, predictions, *, sigma=1.0):
+    """Squared error in which a pixel of a joint's Gaussian weighs `foreground_weight` times one of the background.
+
+    With equal weights the network "learned to cheat by predicting all zeros". sigma: that of the targets.
+    """
+    _, height, width, _ = targets["heatmaps"].shape
+    return squared_errors(targets, predictions, foreground_weight(height, width, sigma))
+
+
+def vanilla_loss(targets, predictions, *, sigma=1.0):
+    """The mean squared error, as in the paper, whatever the `sigma`."""
+    del sigma
+    return squared_errors(targets, predictions, 1.0)
+
+
+def squared_errors(targets, predictions, foreground):
+    """The parts: means of squared errors, those of pixels above 0 times `foreground`."""
     heatmaps = targets["heatmaps"]
-    weight = tf.where(heatmaps > 0, foreground_weight, 1.0) * targets["weight"][:, None, None]
+    weight = tf.where(heatmaps > 0, foreground, 1.0) * targets["weight"][:, None, None]
     parts = {}
     for stack, prediction in enumerate(predictions, 1):
         error = tf.square(heatmaps - tf.cast(prediction, tf.float32))
         parts[f"stack_{stack}"] = tf.reduce_mean(weight * error, axis=[1, 2, 3])
     return parts
-
-
-def vanilla_loss(targets, predictions):
-    """The mean squared error, as in the paper."""
-    return article_loss(targets, predictions, foreground_weight=1.0)
 
 
 LOSSES = {"article": article_loss, "vanilla": vanilla_loss}

@@ -15,11 +15,24 @@ import keras
 from common.layers import BatchNormalization, Conv2D
 
 VARIANTS = ("article", "newell")
+HEATMAP_DEVIATION = 3e-4
 
 
 def conv(x, filters, kernel_size, name, strides=1, padding="same", **kwargs):
     """Convolution with a bias, as all of Torch's have one."""
-    return Conv2D(filters, kernel_size, strides, padding, kernel_initializer="he_normal", name=name, **kwargs)(x)
+    kwargs = {"kernel_initializer": "he_normal", **kwargs}
+    return Conv2D(filters, kernel_size, strides, padding, name=name, **kwargs)(x)
+
+
+def heatmap_conv(x, num_joints, name):
+    """The layer that puts out heatmaps: float32, next to zero before training, as most of a heatmap is.
+
+    Features are normalised and cut at zero: the mean of their squares is 1/2. So kernels from N(0, d**2) give values
+    of variance d**2 * filters / 2, 1e-5 for 256 filters. The mean square of a target of 64 x 64 with one Gaussian is
+    8e-4: the first loss is that of zeros, weighted or not. From he_normal, the variance would be 1.
+    """
+    start = keras.initializers.RandomNormal(stddev=HEATMAP_DEVIATION)
+    return conv(x, num_joints, 1, name, dtype="float32", kernel_initializer=start)
 
 
 def norm_relu(x, name):
@@ -89,7 +102,7 @@ def hourglass(num_joints=16, num_stacks=4, filters=256, order=4, num_residual=1,
         features = hourglass_module(x, order, filters, num_residual, variant, f"hourglass_{stack}")
         features = bottleneck_blocks(features, filters, num_residual, f"features_{stack}")
         features = norm_relu(conv(features, filters, 1, f"features_{stack}"), f"features_{stack}")
-        y = conv(features, num_joints, 1, f"heatmaps_{stack}", dtype="float32")
+        y = heatmap_conv(features, num_joints, f"heatmaps_{stack}")
         heatmaps.append(y)
         if stack < num_stacks:
             # The stack's own input is added, too, as in the original (CAddTable of three); the article forgot it.

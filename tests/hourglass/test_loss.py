@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hourglass.loss import FOREGROUND_WEIGHT, LOSSES, article_loss, vanilla_loss
+from common.heatmaps import gaussian_heatmaps
+from hourglass.loss import LOSSES, article_loss, foreground_weight, vanilla_loss
 
 
 def example(batch=3, side=6, joints=4, stacks=2, seed=0):
@@ -19,35 +20,54 @@ def example(batch=3, side=6, joints=4, stacks=2, seed=0):
 
 
 def test_by_hand():
-    """One joint, 2 x 2 pixels: a foreground error of 0.5 weighs 82 times as much as one of the background."""
+    """One joint, 2 x 2 pixels, a patch of one: a foreground error of 0.5 weighs three times one of the background."""
     targets = {"heatmaps": tf.reshape(tf.constant([1.0, 0, 0, 0]), [1, 2, 2, 1]), "weight": tf.ones([1, 1])}
     prediction = tf.reshape(tf.constant([0.5, 0.5, 0, 1]), [1, 2, 2, 1])
-    parts = article_loss(targets, [prediction, prediction * 0])
+    parts = article_loss(targets, [prediction, prediction * 0], sigma=0.3)
     assert list(parts) == ["stack_1", "stack_2"] and parts["stack_1"].shape == (1,)
-    assert float(parts["stack_1"][0]) == pytest.approx((82 * 0.25 + 0.25 + 1) / 4)
-    assert float(parts["stack_2"][0]) == pytest.approx(82 / 4)
-    parts = vanilla_loss(targets, [prediction])
+    assert float(parts["stack_1"][0]) == pytest.approx((3 * 0.25 + 0.25 + 1) / 4)
+    assert float(parts["stack_2"][0]) == pytest.approx(3 / 4)
+    parts = vanilla_loss(targets, [prediction], sigma=0.3)
     assert float(parts["stack_1"][0]) == pytest.approx((0.25 + 0.25 + 1) / 4)
+
+
+@pytest.mark.parametrize("side, sigma, weight", [
+    (64, 1.0, 4047 / 49), (32, 1.0, 975 / 49), (24, 1.0, 527 / 49), (64, 2.0, 3927 / 169), (64, 1.5, 4015 / 81),
+    (8, 2.0, 1.0)])
+def test_the_foreground_weighs_as_much_as_the_background(side, sigma, weight):
+    """The article's 82 is (64 x 64 - 49) / 49 = 82.6; 19.9 at 128 pixels, 10.8 at 96. The patch is the one that is
+    drawn, and a heatmap that is all patch has the weight 1."""
+    assert foreground_weight(side, side, sigma) == pytest.approx(weight)
+    drawn = gaussian_heatmaps(tf.fill([1, 1, 2], side / 2 + 0.2), [[True]], [side, side], sigma)
+    pixels = int((drawn.numpy() > 0).sum())
+    assert weight == 1 or weight == pytest.approx((side * side - pixels) / pixels)
+    targets = {"heatmaps": drawn, "weight": tf.ones([1, 1])}
+    foreground = tf.cast(drawn > 0, tf.float32)
+    for wrong, expected in ((foreground, pixels * weight), (1 - foreground, side * side - pixels)):
+        part = article_loss(targets, [drawn + wrong], sigma=sigma)["stack_1"]
+        assert float(part[0]) == pytest.approx(expected / side**2, rel=1e-5)
 
 
 def test_sum_over_the_global_batch_is_the_articles_line():
     """`weights = cast(labels > 0) * 81 + 1; loss += reduce_mean(square(labels - output) * weights)`, once only.
 
-    The article's code took that mean over the batch and divided by the global batch again.
+    The article's code took that mean over the batch and divided by the global batch again. 81 is 81.6 unrounded.
     """
-    targets, predictions = example()
+    targets, predictions = example(side=64)
     targets["weight"][:] = 1
-    expected = sum(np.mean(np.square(targets["heatmaps"] - output) * ((targets["heatmaps"] > 0) * 81 + 1))
+    weight = 4047 / 49
+    expected = sum(np.mean(np.square(targets["heatmaps"] - output) * ((targets["heatmaps"] > 0) * (weight - 1) + 1))
                    for output in predictions)
     parts = article_loss(targets, predictions)
     assert all(part.shape == (3,) for part in parts.values())
     assert sum(float(tf.reduce_sum(part)) / 3 for part in parts.values()) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("name, foreground", [("article", FOREGROUND_WEIGHT), ("vanilla", 1.0)])
+@pytest.mark.parametrize("name, foreground", [("article", 3.0), ("vanilla", 1.0)])
 def test_against_loops(name, foreground):
+    """6 x 6 pixels, sigma 0.4: a patch of 9, 27 of background."""
     targets, predictions = example()
-    parts = LOSSES[name](targets, predictions)
+    parts = LOSSES[name](targets, predictions, sigma=0.4)
     for stack, prediction in enumerate(predictions, 1):
         for picture in range(3):
             total = 0.0
