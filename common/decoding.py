@@ -22,18 +22,28 @@ def decode(image_bytes, name=""):
 def decode_reduced(image_bytes, shrink, name=""):
     """(picture as of `decode`, r): decoded at 1 / r of its size; r is 1, 2, 4 or 8, at most `shrink`.
 
-    r is above 1 for JPEG alone, which is decoded faster that way and without the aliasing that sampling every r-th
-    pixel would bring; pixel i of the result covers r * i to r * (i + 1).
+    Pixel i of the result covers r * i to r * (i + 1), without the aliasing that sampling every r-th pixel would bring.
+    libjpeg decodes a JPEG faster that way; of other formats the means of r x r pixels are taken, the last block filled
+    up with the picture's last pixels.
     """
     is_jpeg = image_bytes[:2] == b"\xff\xd8"
-    shrink = max(r for r in _REDUCED if r <= max(shrink, 1)) if is_jpeg else 1
+    shrink = max(r for r in _REDUCED if r <= max(shrink, 1))
     whole = image_bytes and not (is_jpeg and _is_cut(image_bytes))
-    image = cv2.imdecode(np.frombuffer(image_bytes, np.uint8), _REDUCED[shrink]) if whole else None
+    image = cv2.imdecode(np.frombuffer(image_bytes, np.uint8), _REDUCED[shrink if is_jpeg else 1]) if whole else None
     if image is None:
         name = name.decode(errors="replace") if isinstance(name, bytes) else name
         raise UserError(f"{name or 'A picture of the records'} must be a picture that OpenCV decodes, and is not. "
                         "Build the records again; preprocess.py --check names all such pictures.")
-    return image, shrink
+    return image if is_jpeg else means(image, shrink), shrink
+
+
+def means(image, shrink):
+    """The means of shrink x shrink pixels of a picture uint8 [H, W, 3], the last ones repeated to fill up."""
+    if shrink == 1:
+        return image
+    bottom, right = (-length % shrink for length in image.shape[:2])
+    image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+    return cv2.resize(image, (image.shape[1] // shrink, image.shape[0] // shrink), interpolation=cv2.INTER_AREA)
 
 
 def _is_cut(jpeg):
