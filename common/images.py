@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 import tensorflow as tf
 
-from common import files
+from common import decoding, files
 from common.errors import UserError
 
 MAX_PIXELS = 2**26  # 8192 x 8192; TensorFlow itself would decode gigabytes that a small file claims to hold
@@ -166,23 +166,14 @@ def upright(image, orientation):
 
 
 def _jpeg_header(data):
-    position, orientation = 2, 1
-    while True:
-        marker = data[position + 1]
-        if data[position] != 0xFF:
-            raise ValueError("its JPEG markers are damaged")
-        if marker in (0x01, 0xFF) or 0xD0 <= marker <= 0xD7:  # fill bytes, and markers without a length
-            position += 1 if marker == 0xFF else 2
-            continue
-        if marker in (0xD9, 0xDA):
-            raise ValueError("it has no JPEG frame header")
-        length, = struct.unpack(">H", data[position + 2:position + 4])
-        if marker == 0xE1 and data[position + 4:position + 10] == b"Exif\0\0":
-            orientation = _exif_orientation(data[position + 10:position + 2 + length])
+    orientation = 1
+    for marker, start, end in decoding.jpeg_segments(data):
+        if marker == 0xE1 and data[start:start + 6] == b"Exif\0\0":
+            orientation = _exif_orientation(data[start + 6:end])
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame, not a table
-            height, width = struct.unpack(">HH", data[position + 5:position + 9])
+            height, width = struct.unpack(">HH", data[start + 1:start + 5])
             return Header("jpeg", width, height, orientation)
-        position += 2 + length
+    raise ValueError("it has no JPEG frame header")
 
 
 def _exif_orientation(tiff):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from common import images
+from common import decoding, images
 from common.errors import UserError
 
 PICTURES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"}
@@ -81,7 +81,7 @@ def read_picture(path, *, on_white=False, max_pixels=images.MAX_PIXELS):
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         except cv2.error as error:
             raise Unreadable(f"cannot be decoded: {error.err}") from None
-        if image is None:
+        if image is None or decoding.is_cut(data):  # some versions give the half of it
             raise Unreadable("damaged or cut JPEG data")
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     try:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common import decoding, errors, training
+from common import decoding, errors, images, training
 from common.errors import UserError
 
 
@@ -25,18 +25,49 @@ def test_what_cannot_be_decoded_is_named(data):
         decoding.decode(data)
 
 
-def test_a_cut_jpeg_is_refused_and_what_follows_its_end_is_not():
-    """OpenCV alone decodes the half. A thumbnail in the header has an end of its own."""
+def photo(progressive=False):
+    """(JPEG of random pixels, the same with a thumbnail in its header, which has an end of its own)."""
     image = np.random.default_rng(0).integers(0, 256, [64, 64, 3], np.uint8)
-    data, small = tf.io.encode_jpeg(image).numpy(), tf.io.encode_jpeg(image[:8, :8]).numpy()
+    data, small = tf.io.encode_jpeg(image, progressive=progressive).numpy(), tf.io.encode_jpeg(image[:8, :8]).numpy()
     segment = b"\xff\xe1" + (len(small) + 2).to_bytes(2, "big") + small
-    thumbnailed = data[:2] + segment + data[2:]
-    for good in (data, data + b"more of a camera", thumbnailed):
-        np.testing.assert_array_equal(decoding.decode(good), decoding.decode(data))
-    for whole in (data, thumbnailed):
+    return data, data[:2] + segment + data[2:]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_cut_jpeg_is_refused_wherever_it_is_cut(progressive):
+    """Some versions of OpenCV decode the half."""
+    for whole in photo(progressive):
+        assert decoding.decode(whole).shape == (64, 64, 3) and not decoding.is_cut(whole)
+        for length in [*range(2, 1000), *range(1000, len(whole), 37), len(whole) - 2, len(whole) - 1]:
+            assert decoding.is_cut(whole[:length])
         for cut in (whole[:-2], whole[:-1000]):
             with pytest.raises(UserError, match="cut.jpg must be a picture"):
                 decoding.decode(cut, "cut.jpg")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_follows_the_end_of_a_jpeg_is_no_damage(progressive):
+    """Films behind photos, maps of depth, anything; with the marks of scans and ends in it."""
+    rng = np.random.default_rng(1)
+    for whole in photo(progressive):
+        expected = decoding.decode(whole)
+        for rest in (b"more of a camera", b"\xff\xda", b"\xff\xd9\xff\xda\0", b"\0\0\0\x18ftypmp42\xff\xda" * 9,
+                     whole, whole[:-1000], rng.integers(0, 256, 300_000, np.uint8).tobytes()):
+            assert not decoding.is_cut(whole + rest)
+            np.testing.assert_array_equal(decoding.decode(whole + rest), expected)
+
+
+def test_bytes_between_markers_are_no_damage():
+    """As libjpeg has it: they are skipped, for the picture's size too."""
+    data, _ = photo()
+    ends = [end for _, _, end in decoding.jpeg_segments(data)]
+    assert data[ends[-2]:ends[-2] + 2] == b"\xff\xda" and len(ends) == 9  # JFIF, 2 tables, frame, 4 tables, scan
+    for place in ends[:-1]:
+        for stray in (b"\0", b"\x12\x34" * 10, b"\xff", b"\xff\xff\0", b"\xff\0\xff\x01\xff\xd0"):
+            mended = data[:place] + stray + data[place:]
+            np.testing.assert_array_equal(decoding.decode(mended), decoding.decode(data))
+            assert images.prepare(mended, "a.jpg") == images.Picture(mended, "jpeg", 64, 64, ())
+            assert decoding.is_cut(mended[:-2])
 
 
 def test_an_error_in_a_function_of_a_dataset_comes_out_as_it_was():
