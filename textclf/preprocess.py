@@ -4,30 +4,26 @@
     python -m textclf.preprocess --dataset r8 --source r8                     a folder with a train and a test file
     python -m textclf.preprocess --dataset articles --check
 
-Article, "Reading CSV" and "The input". The article's slices gave test texts equal to training texts and categories
-of other rows; here every row goes to one of train, val and test, by lot within its category (stratified), and the
-categories are those of the training rows. Sources and records are read row by row: memory does not grow with
-the corpus, but for eight bytes of position per text. records -> parse -> vectorize -> batches.
+Article, "Reading CSV" and "The input". Sources (sources.py, corpus.py) and records are read row by row: memory does
+not grow with the corpus, but for sixteen bytes per text, its position and a number that stands for it. records ->
+parse -> vectorize -> batches.
 
 B batch, V columns of the vocabulary, C categories.
 """
 
+import array
 import collections
 import pathlib
 import shlex
 import sys
 
-import numpy as np
 import tensorflow as tf
 
-from common import cli, records
+from common import building, cli, records, splits
 from common.errors import UserError
-from textclf import demo, sources
+from textclf import corpus, demo, sources
 
 KIND = "text"       # of records
-MAX_LABELS = 1000   # more are taken for a wrong column
-LISTED = 1000       # bad rows that the manifest lists; all are counted
-SHOWN = 10          # bad rows that are printed
 TEXTS_PER_SHARD = 100_000
 _FEATURES = {"text": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64),
              "source": tf.io.FixedLenFeature([], tf.string)}
@@ -90,143 +86,56 @@ def evaluation_dataset(folder, split, vectorize, *, batch_size, global_batch_siz
     return dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-class Splitter:
-    """Deals the rows of each category out to splits: exact shares, which row by lot, no row kept in memory.
-
-    counts: {label: rows}. shares: {split: share of each category}; what is left, at least one row of each, is
-    train. Selection sampling (Knuth, The Art of Computer Programming, vol. 2, 3.4.2, algorithm S).
-    """
-
-    def __init__(self, counts, shares, seed):
-        self._rng = np.random.default_rng(seed)
-        self._left = {}
-        for label, count in counts.items():
-            quotas, free = {}, count - 1
-            for split, share in shares.items():
-                quotas[split] = min(int(count * share + 0.5), free)
-                free -= quotas[split]
-            self._left[label] = {"train": free + 1, **quotas}
-
-    def left(self):
-        """{split: rows that are still to come}."""
-        return sum(map(collections.Counter, self._left.values()), collections.Counter())
-
-    def split(self, label):
-        """The split of the next row of this category."""
-        left = self._left[label]
-        place = self._rng.random() * sum(left.values())
-        for name, quota in left.items():
-            if quota and place < quota:
-                break
-            place -= quota
-        left[name] -= 1
-        return name
-
-
-class Corpus:
-    """A source that has been read once: its categories, what is bad in it, and its rows by split.
-
-    files: {split: path}, or {"all": path} for one that is to be split. read: function from a path to `Row` and
-    `Bad` objects. shares: {"val": share, "test": share} of a file that is to be split; only "val", which is taken
-    from the training file, where the source has a test file of its own.
-    """
-
-    def __init__(self, files, read, shares, seed):
-        self.files, self._read, self._shares, self._seed = files, read, shares, seed
-        self.bad, self.num_bad, self._counts = [], 0, {}
-        trained = self._first()
-        for split, path in sorted(files.items(), key=lambda item: item[0] != trained):
-            self._counts[split] = collections.Counter()
-            for row in read(path):
-                reason = self._reason(split, row)
-                if reason:
-                    self.num_bad += 1
-                    if len(self.bad) < LISTED:
-                        self.bad.append({"file": path.name, "line": row.line, "reason": reason})
-                    continue
-                self._counts[split][row.label] += 1
-                if len(self._counts[split]) > MAX_LABELS:
-                    raise UserError(f"{path} must have its categories in the column that is read for them, and "
-                                    f"there are more than {MAX_LABELS} in it, such as {row.label[:40]!r}. Give "
-                                    "--label_column.")
-        self.num_rows = self.num_bad + sum(sum(counts.values()) for counts in self._counts.values())
-        self.labels = sorted(self._counts[trained])
-        if len(self.labels) < 2:
-            raise UserError(f"{files[trained]} must have rows of two categories at least, and has {self.labels} "
-                            f"in {self.num_rows} rows, {self.num_bad} of them bad. Give --label_column.")
-
-    def splits(self):
-        """The splits that hold rows, {split: expected number}."""
-        first = self._first()
-        found = collections.Counter({split: sum(counts.values())
-                                     for split, counts in self._counts.items() if split != first})
-        found.update(Splitter(self._counts[first], self._shares, self._seed).left())
-        return {split: found[split] for split in ("train", "val", "test") if found[split]}
-
-    def rows(self, split):
-        """Yields (text, label, "file:line") of a split in the order of the file, which is read once more."""
-        first = self._first()
-        dealt = Splitter(self._counts[first], self._shares, self._seed)
-        for name, path in self.files.items():
-            if name not in (first, split):
-                continue
-            for row in self._read(path):
-                if not self._reason(name, row) and (dealt.split(row.label) if name == first else name) == split:
-                    yield row.text, row.label, f"{path.name}:{row.line}"
-
-    def _first(self):
-        """The file that training rows come from."""
-        return "all" if "all" in self.files else "train"
-
-    def _reason(self, split, row):
-        if isinstance(row, sources.Bad):
-            return row.reason
-        if split != self._first() and row.label not in self._counts[self._first()]:
-            return f"category {row.label[:40]!r} is not among those of the training rows"
-        return None
-
-
-def build(name, source=None, folder=None, *, file_format=None, columns=sources.Columns(), encoding="utf-8",
-          val_fraction=0.1, test_fraction=0.1, skip_bad=False, shards=None, seed=0):
+def build(name, source=None, folder=None, *, file_format=None, columns=None, encoding="utf-8", val_fraction=None,
+          test_fraction=None, skip_bad=False, shards=None, seed=0):
     """Writes the records of a source, says what was left out, and returns their folder. Raises UserError.
 
-    source: None makes the demo. val_fraction, test_fraction: of each category; test_fraction only where the
-    source has no test file of its own. skip_bad: leave bad rows out, listed in the manifest; else they are an
-    error.
+    source: None makes the demo. columns: {field of `sources.Columns`: value} where it is not the default.
+    val_fraction, test_fraction: about which share of the rows of a file that has no file for that split beside it;
+    default a tenth. skip_bad: leave bad rows out, listed in the manifest; else they are an error.
     """
     folder = pathlib.Path(folder or records.default_folder(name, KIND))
     if source is None and name != records.DEMO:
         raise UserError("Give --source FILE.csv, or a folder with a train and a test file; only the demo is made "
                         "up.")
-    if source is None:
-        corpus = _Demo(seed)
-    else:
-        files, file_format = sources.find(source, file_format)
-        shares = {"val": val_fraction, "test": test_fraction} if "all" in files else {"val": val_fraction}
-        if "val" in files:
-            shares = {}
-        if sum(shares.values()) >= 1:
-            raise UserError("--val_fraction and --test_fraction must leave something to train on; "
-                            f"{val_fraction} and {test_fraction} came.")
-        corpus = Corpus(files, lambda path: sources.read(path, file_format, columns, encoding), shares, seed)
-        _report_bad(corpus, source, skip_bad)
-    with records.RecordWriter(folder, kind=KIND, labels=corpus.labels, source=source or f"made up, seed {seed}",
+    found, left_out = _Demo(seed), {}
+    if source is not None:
+        files, file_format, left_out = sources.find(source, file_format)
+        columns, shares = sources.layout(file_format, columns or {}), _shares(files, val_fraction, test_fraction)
+        found = corpus.Corpus(files, lambda path: sources.read(path, columns, encoding), shares, seed)
+        _report_bad(found, source, skip_bad)
+    with records.RecordWriter(folder, kind=KIND, labels=found.labels, source=source or f"made up, seed {seed}",
                               builder="textclf.preprocess") as writer:
-        for split, expected in corpus.splits().items():
-            _write(writer, corpus, split, expected, shards)
-        writer.manifest["skipped"] = corpus.bad
-        writer.manifest["num_skipped"] = corpus.num_bad
+        keys = {split: _write(writer, found, split, expected, shards) for split, expected in found.splits().items()}
+        writer.manifest.update(skipped=found.bad, num_skipped=found.num_bad, left_out=building.summarize(left_out),
+                               shared=splits.shared(keys))
         writer.publish()
     return folder
 
 
-def _write(writer, corpus, split, expected, shards):
-    ids = {label: number for number, label in enumerate(corpus.labels)}
-    counts = dict.fromkeys(corpus.labels, 0)
+def _shares(files, val_fraction, test_fraction):
+    """{split: share} of what is dealt from the training file."""
+    given = {"test": test_fraction, "val": val_fraction}
+    for split, share in given.items():
+        if split in files and share is not None:
+            raise UserError(f"--{split}_fraction is for a source without a {split} file, and {files[split]} is one. "
+                            "Leave it out, or move the file away.")
+    shares = {split: 0.1 if share is None else share for split, share in given.items() if split not in files}
+    if sum(shares.values()) >= 1:
+        raise UserError("--val_fraction and --test_fraction must leave something to train on; "
+                        f"{val_fraction} and {test_fraction} came.")
+    return shares
+
+
+def _write(writer, found, split, expected, shards):
+    """Writes a split; returns a number for each of its texts, the same for the same text."""
+    ids = {label: number for number, label in enumerate(found.labels)}
+    counts, keys = dict.fromkeys(found.labels, 0), array.array("d")
 
     def serialized():
-        for text, label, source in corpus.rows(split):
+        for text, label, source in found.rows(split):
             counts[label] += 1
+            keys.append(splits.fraction(text))
             yield encode_example(text, ids[label], source)
 
     shards = shards or -(-expected // TEXTS_PER_SHARD)
@@ -235,6 +144,7 @@ def _write(writer, corpus, split, expected, shards):
     if written != expected:
         raise UserError(f"The source must stay as it is while it is read, and changed: {split} had {expected} "
                         f"rows, then {written}. Build again.")
+    return keys
 
 
 class _Demo:
@@ -255,18 +165,17 @@ class _Demo:
             yield *demo.story(self._seed, index), f"story {index}"
 
 
-def _report_bad(corpus, source, skip_bad):
-    """Bad rows: listed on stderr and left out with skip_bad, an error otherwise."""
-    if not corpus.num_bad:
+def _report_bad(found, source, skip_bad):
+    """Bad rows of a Corpus: listed on stderr and left out with skip_bad, an error otherwise."""
+    if not found.num_bad:
         return
-    lines = [f"{bad['file']} line {bad['line']}: {bad['reason']}" for bad in corpus.bad[:SHOWN]]
-    more = f"; and {corpus.num_bad - SHOWN} more" if corpus.num_bad > SHOWN else ""
+    lines = corpus.bad_lines(found)
     if not skip_bad:
-        raise UserError(f"{source} has {corpus.num_bad} bad of {corpus.num_rows} rows: {'; '.join(lines)}{more}. "
+        raise UserError(f"{source} has {found.num_bad} bad of {found.num_rows} rows: {'; '.join(lines)}. "
                         "Correct them, or leave them out, listed, with --skip_bad.")
-    print("\n".join(f"left out: {line}" for line in lines) + more.replace("; ", "\n"), file=sys.stderr)
-    print(f"{corpus.num_bad} of {corpus.num_rows} rows left out; the manifest lists "
-          f"{'them' if corpus.num_bad <= LISTED else f'the first {LISTED}'}", file=sys.stderr)
+    print("\n".join(f"left out: {line}" for line in lines), file=sys.stderr)
+    print(f"{found.num_bad} of {found.num_rows} rows left out; the manifest lists "
+          f"{'them' if found.num_bad <= corpus.LISTED else f'the first {corpus.LISTED}'}", file=sys.stderr)
 
 
 def ensure_records(name):
@@ -289,14 +198,16 @@ def command(name):
 def describe(folder):
     """The texts of each category in each split, as a table."""
     manifest = records.read_manifest(folder)
-    splits = manifest["splits"]
+    entries = manifest["splits"]
     width = max(8, *map(len, manifest["labels"]))
-    lines = [f"{'category':{width}}" + "".join(f"{split:>9}" for split in splits)]
+    lines = [f"{'category':{width}}" + "".join(f"{split:>9}" for split in entries)]
     for label in manifest["labels"]:
-        lines.append(f"{label:{width}}" + "".join(f"{entry['categories'][label]:9d}" for entry in splits.values()))
-    lines.append(f"{'all':{width}}" + "".join(f"{entry['examples']:9d}" for entry in splits.values()))
+        lines.append(f"{label:{width}}" + "".join(f"{entry['categories'][label]:9d}" for entry in entries.values()))
+    lines.append(f"{'all':{width}}" + "".join(f"{entry['examples']:9d}" for entry in entries.values()))
     if manifest["num_skipped"]:
         lines.append(f"{manifest['num_skipped']} bad rows were left out when it was built")
+    lines += building.left_out_lines(manifest.get("left_out", {}))
+    lines += splits.shared_lines(manifest.get("shared", {}), "texts")
     return "\n".join(lines)
 
 
@@ -314,6 +225,11 @@ def check(folder):
                             f"again: {command(folder)}")
 
 
+# Flags that say how a source is read: without one they would be ignored.
+OF_SOURCES = ("format", "text_columns", "label_column", "header", "delimiter", "escape", "encoding", "val_fraction",
+              "test_fraction", "skip_bad")
+
+
 def define_flags():
     flags = cli.flags
     flags.DEFINE_string("dataset", None, "Name of the record set: r8, demo, or a name for your own.")
@@ -322,23 +238,43 @@ def define_flags():
     flags.DEFINE_string("out", None, "Folder of the records; default tfrecords/<dataset>.")
     flags.DEFINE_enum("format", None, list(sources.FORMATS), "csv, or tab (category<TAB>text); default: by the "
                                                              "name.")
-    flags.DEFINE_list("text_columns", ["0"], "CSV columns of the text, numbers from 0 or names of the header, "
+    flags.DEFINE_list("text_columns", ["0"], "Columns of the text, numbers from 0 or names of the header, "
                       "such as title,text; several are joined by a space.")
-    flags.DEFINE_string("label_column", "1", "CSV column of the category.")
-    flags.DEFINE_bool("header", False, "The first row of the CSV names the columns.")
-    flags.DEFINE_string("delimiter", ",", "Between the fields of the CSV.")
-    flags.DEFINE_string("escape", "\\", "Character that takes the next one as it is; empty for none.")
+    flags.DEFINE_string("label_column", "1", "Column of the category.")
+    flags.DEFINE_bool("header", False, "The first row names the columns. With this or one of the two before it, a tab "
+                      "file is delimited text, too.")
+    flags.DEFINE_string("delimiter", ",", "Between the fields; in a tab file a tab.")
+    flags.DEFINE_string("escape", "\\", "Takes the quotation mark, the delimiter or itself behind it as they are, and "
+                        "is a blank before anything else; empty for none.")
     flags.DEFINE_string("encoding", "utf-8", "Of the source.")
-    flags.DEFINE_float("val_fraction", 0.1, "Of each category of the training rows; 0 for no validation split.",
-                       lower_bound=0.0, upper_bound=0.9)
-    flags.DEFINE_float("test_fraction", 0.1, "Of each category, where the source has no test "
-                                             "file.", lower_bound=0.0,
-                       upper_bound=0.9)
+    flags.DEFINE_float("val_fraction", 0.1, "About which share of the rows, where the source has no val file; 0 for no "
+                       "validation split.", lower_bound=0.0, upper_bound=0.9)
+    flags.DEFINE_float("test_fraction", 0.1, "The same of test.", lower_bound=0.0, upper_bound=0.9)
     flags.DEFINE_bool("skip_bad", False, "Leave out, and list, rows that cannot be used.")
     flags.DEFINE_integer("shards", None, f"Files per split; default one for {TEXTS_PER_SHARD:,} "
                                          "texts.", lower_bound=1)
     flags.DEFINE_bool("check", False, "Examine records that are already built.")
     flags.DEFINE_integer("seed", 0, "Seed of the split and of made-up news.", lower_bound=0)
+
+
+def columns_of(given):
+    """{field of `sources.Columns`: value} of the flags that were given, {name: value}."""
+    columns = {field: given[name] for field, name in (("text", "text_columns"), ("label", "label_column"),
+               ("header", "header"), ("delimiter", "delimiter"), ("escape", "escape")) if name in given}
+    if "text" in columns:
+        columns["text"] = tuple(columns["text"])
+    if not columns.get("header", True):
+        del columns["header"]  # --noheader says what is so without it
+    if columns.get("delimiter") == "\\t":
+        columns["delimiter"] = "\t"
+    whole = sources.Columns(**columns)
+    for name, longest in (("delimiter", (1,)), ("escape", (0, 1))):
+        if len(getattr(whole, name)) not in longest:
+            raise UserError(f"--{name} must be one character; {getattr(whole, name)!r} came.")
+    if len({whole.delimiter, whole.escape, '"'}) < 3:
+        raise UserError("--delimiter and --escape must be different characters, and neither the quotation mark; "
+                        f"{whole.delimiter!r} and {whole.escape!r} came.")
+    return columns
 
 
 def main(args):
@@ -347,16 +283,15 @@ def main(args):
     if not flags.dataset:
         raise UserError("Give --dataset NAME: r8, demo, or a name for a file of your own, which --source then "
                         "names.")
-    for name in ("delimiter", "escape"):
-        if len(flags[name].value) > 1 or (name == "delimiter" and not flags.delimiter):
-            raise UserError(f"--{name} must be one character; {flags[name].value!r} came.")
+    given = {name: flags[name].value for name in OF_SOURCES if not flags[name].using_default_value}
+    if given and not flags.source:
+        raise UserError(f"{' and '.join(f'--{name}' for name in given)} must say how to read a source, and there is "
+                        "none. Add --source.")
     folder = pathlib.Path(flags.out or records.default_folder(flags.dataset, KIND))
     if not (flags.check and not flags.source and (folder / records.MANIFEST).is_file()):
-        columns = sources.Columns(tuple(flags.text_columns), flags.label_column, flags.header, flags.delimiter,
-                                  flags.escape)
-        build(flags.dataset, flags.source, folder, file_format=flags.format, columns=columns,
-              encoding=flags.encoding, val_fraction=flags.val_fraction, test_fraction=flags.test_fraction,
-              skip_bad=flags.skip_bad, shards=flags.shards, seed=flags.seed)
+        build(flags.dataset, flags.source, folder, file_format=flags.format, columns=columns_of(given),
+              encoding=flags.encoding, val_fraction=given.get("val_fraction"),
+              test_fraction=given.get("test_fraction"), skip_bad=flags.skip_bad, shards=flags.shards, seed=flags.seed)
     check(folder)
     print(describe(folder))
     print(folder)

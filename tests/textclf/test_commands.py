@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from common import splits
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -31,10 +33,17 @@ def shell(tmp_path_factory):
 def test_all_commands(shell):
     (shell.folder / "articles.csv").write_text("".join(
         f"{word} story {number}\\, {word}s,{word}\n" for number in range(30) for word in ("sport", "trade")))
-    (code, out, errors), (bad_code, _, bad) = shell(
-        ["textclf.preprocess", "--dataset=articles", "--source=articles.csv"], ["textclf.train"])
+    (code, out, errors), (bad_code, _, bad), (refused_code, _, refused) = shell(
+        ["textclf.preprocess", "--dataset=articles", "--source=articles.csv"], ["textclf.train"],
+        ["textclf.preprocess", "--dataset=demo", "--header", "--encoding=latin-1"])
     assert code == 0, errors[-3000:]
-    assert "sport" in out and "24" in out and "tfrecords/articles" in out
+    held_out = [splits.fraction(f"{word} story {number}, {word}s") for number in range(30)
+                for word in ("sport", "trade")]
+    tested = sum(where < 0.1 for where in held_out)
+    assert "sport" in out and out.splitlines()[3].split() == [
+        "all", str(sum(where >= 0.2 for where in held_out)), str(sum(0.1 <= where < 0.2 for where in held_out)),
+        str(tested)] and "tfrecords/articles" in out
+    assert refused_code == 2 and "--header and --encoding must say how to read a source" in refused
     assert bad_code == 2 and "Traceback" not in bad and "error: Give either --tfrecords NAME" in bad
 
     [(code, out, errors)] = shell(["textclf.train", "--tfrecords=articles", "--vocabulary=50", "--width=8",
@@ -52,7 +61,8 @@ def test_all_commands(shell):
     for code, _, errors in done:
         assert code == 0, errors[-3000:]
     (_, evaluated, _), (_, predicted, _), (_, exported, _) = done
-    assert "accuracy 100.00 % of 6 texts" in evaluated and "agrees with the category of every text" in evaluated
+    assert f"accuracy 100.00 % of {tested} texts (always " in evaluated
+    assert "agrees with the category of every text" in evaluated
     names = {path.name for path in (run / "evaluation").iterdir()}
     assert names == {"test.json", "test_confusion.png", "test_reliability.png", "test_disagreements.csv",
                      "test_disagreements.txt"}

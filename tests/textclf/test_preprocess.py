@@ -1,6 +1,5 @@
 """Splits, records, what is learnt from training texts alone, memory, and batches from any step on."""
 
-import collections
 import gzip
 import json
 import os
@@ -12,9 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common import records, training
+from common import records, splits, training
 from common.errors import UserError
-from textclf import demo, preprocess, tfidf
+from textclf import corpus, demo, preprocess, tfidf
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -22,9 +21,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def texts_of(folder, split):
     """{source: (text, label)} of a split's records."""
     found = {}
-    for item in records.dataset(folder, split):
-        example = {key: value[0].numpy() for key, value in preprocess.parse(item["record"][None]).items()}
-        found[example["source"].decode()] = (example["text"].decode(), int(example["label"]))
+    for batch in records.dataset(folder, split, epochs=1).batch(1024):
+        example = {key: value.numpy().tolist() for key, value in preprocess.parse(batch["record"]).items()}
+        for source, text, label in zip(example["source"], example["text"], example["label"]):
+            found[source.decode()] = text.decode(), label
     return found
 
 
@@ -35,32 +35,6 @@ def articles(tmp_path):
     labels = ["a"] * 60 + ["b"] * 30 + ["c"] * 9 + ["d"]
     path.write_text("".join(f"common own{number},{label}\n" for number, label in enumerate(labels)))
     return path
-
-
-def test_stratified_split_by_seed(articles, tmp_path):
-    found = {}
-    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
-        folder = preprocess.build(name, articles, tmp_path / name, val_fraction=0.2, test_fraction=0.1, seed=seed)
-        found[name] = {split: texts_of(folder, split) for split in ("train", "val", "test")}
-    one = found["one"]
-    counts = {split: collections.Counter(label for _, label in rows.values()) for split, rows in one.items()}
-    # a fifth and a tenth of each category, rounded; the only row of d is there to learn from
-    assert counts == {"train": {0: 42, 1: 21, 2: 6, 3: 1}, "val": {0: 12, 1: 6, 2: 2}, "test": {0: 6, 1: 3, 2: 1}}
-    together = [source for rows in one.values() for source in rows]
-    assert sorted(together) == sorted(f"articles.csv:{line}" for line in range(1, 101))  # each row once
-    assert one["train"]["articles.csv:100"] == ("common own99", 3)
-    assert one == found["two"] and one["test"].keys() != found["three"]["test"].keys()
-    assert records.read_manifest(folder)["splits"]["val"]["categories"] == {"a": 12, "b": 6, "c": 2, "d": 0}
-    preprocess.check(folder)
-
-
-def test_every_row_is_equally_likely_to_be_drawn():
-    """Of 4 rows one is for testing: each place is drawn about 500 times of 2000, sigma 19."""
-    drawn = collections.Counter()
-    for seed in range(2000):
-        splitter = preprocess.Splitter({"a": 4}, {"test": 0.25}, seed)
-        drawn.update(place for place in range(4) if splitter.split("a") == "test")
-    assert sum(drawn.values()) == 2000 and all(abs(count - 500) < 5 * 19 for count in drawn.values())
 
 
 def test_nothing_of_the_test_texts_is_learnt(articles, tmp_path):
@@ -83,12 +57,24 @@ def test_a_split_of_its_own(tmp_path):
     with pytest.raises(UserError, match="1 bad of 23 rows: test.txt line 2: category 'ship' is not among"):
         preprocess.build("r8", source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="--test_fraction is for a source without a test file, and .*test.txt is one"):
+        preprocess.build("r8", source, tmp_path / "out", test_fraction=0.2, skip_bad=True)
+    (source / "SOURCE.md").write_text("where it is from")
     folder = preprocess.build("r8", source, tmp_path / "out", val_fraction=0.2, skip_bad=True)
     manifest = records.read_manifest(folder)
     assert manifest["labels"] == ["acq", "earn"] and manifest["num_skipped"] == 1
     counts = {split: entry["examples"] for split, entry in manifest["splits"].items()}
-    assert counts == {"train": 16, "val": 4, "test": 2}
+    held_out = sum(splits.fraction(f"word{number}") < 0.2 for number in range(20))
+    assert counts == {"train": 20 - held_out, "val": held_out, "test": 2} and 0 < held_out < 9
     assert set(texts_of(folder, "test")) == {"test.txt:1", "test.txt:3"}
+    # word0 and word1 stand in both files; what is beside these is named
+    beside = {("val" if splits.fraction(word) < 0.2 else "train") for word in ("word0", "word1")}
+    assert manifest["shared"].keys() == {"test"} and manifest["shared"]["test"].keys() == beside
+    assert sum(manifest["shared"]["test"].values()) == 2
+    assert manifest["left_out"] == {"files or folders that no split names": {"count": 1, "names": ["SOURCE.md"]}}
+    table = preprocess.describe(folder)
+    assert "left out: 1 files or folders that no split names: SOURCE.md" in table
+    assert "are in " + beside.pop() + " too; scores on them mean little." in table
     whole = preprocess.build("whole", source, tmp_path / "whole", val_fraction=0, skip_bad=True)
     assert set(records.read_manifest(whole)["splits"]) == {"train", "test"}
 
@@ -114,6 +100,7 @@ def test_bad_rows_are_an_error_or_are_listed(articles, tmp_path, capsys):
     ("".join(f"text,{number}\n" for number in range(1100)), {}, "more than 1000 in it"),
     ("a,x\nb,y\n", {"val_fraction": 0.5, "test_fraction": 0.5}, "must leave something to train on"),
     ("", {}, "two categories at least, and has .. in 0 rows"),
+    ("a,\n,b\n", {"skip_bad": True}, "in 2 rows, 2 of them bad.*Bad: a.csv line 1: no category; a.csv line 2: no text"),
 ])
 def test_mistakes(tmp_path, content, options, message):
     (tmp_path / "a.csv").write_text(content)
@@ -123,9 +110,9 @@ def test_mistakes(tmp_path, content, options, message):
 
 
 def test_a_source_that_changes_while_it_is_read(articles, tmp_path, monkeypatch):
-    rows = preprocess.Corpus.rows
-    monkeypatch.setattr(preprocess.Corpus, "rows", lambda self, split: list(rows(self, split))[1:])
-    with pytest.raises(UserError, match="changed: train had 80 rows, then 79"):
+    rows = corpus.Corpus.rows
+    monkeypatch.setattr(corpus.Corpus, "rows", lambda self, split: list(rows(self, split))[1:])
+    with pytest.raises(UserError, match=r"changed: train had \d+ rows, then"):
         preprocess.build("a", articles, tmp_path / "a")
 
 
@@ -215,7 +202,7 @@ def run(rows, name):
             file.write(f"{{words}} {{filler}},{{number % 4}}\\n")
     built = preprocess.build(name, folder / f"{{name}}.csv", folder / name)
     vocabulary = tfidf.learn(preprocess.text_batches(built, "train"), 1000, capacity=20000)
-    assert len(vocabulary.words) == 999 and vocabulary.documents == rows * 8 // 10
+    assert len(vocabulary.words) == 999 and abs(vocabulary.documents / rows - 0.8) < 0.03
     return (folder / f"{{name}}.csv").stat().st_size / 2**20
 
 run(3000, "first")
@@ -242,8 +229,24 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
 
 def test_r8(real_data, tmp_path):
     folder = preprocess.build("r8", real_data("r8"), tmp_path / "r8", val_fraction=0)
-    splits = records.read_manifest(folder)["splits"]
+    manifest = records.read_manifest(folder)
+    assert manifest["shared"] == {"test": {"train": 4}}  # Reuters had repeated them
+    assert manifest["left_out"] == {"files or folders that no split names": {"count": 1, "names": ["SOURCE.txt"]}}
+    splits = manifest["splits"]
     assert splits["train"]["categories"] == {"acq": 1596, "crude": 253, "earn": 2840, "grain": 41, "interest": 190,
                                              "money-fx": 206, "ship": 108, "trade": 251}
     assert splits["test"]["categories"] == {"acq": 696, "crude": 121, "earn": 1083, "grain": 10, "interest": 81,
                                             "money-fx": 87, "ship": 36, "trade": 75}
+
+
+def test_flags_that_cannot_apply_are_refused():
+    given = {"text_columns": ["title", "text"], "label_column": "kind", "header": True, "delimiter": "\\t"}
+    assert preprocess.columns_of(given) == {"text": ("title", "text"), "label": "kind", "header": True,
+                                            "delimiter": "\t"}
+    assert preprocess.columns_of({"header": False}) == {} and preprocess.columns_of({"escape": ""}) == {"escape": ""}
+    for given, message in (({"delimiter": ""}, "--delimiter must be one character; '' came"),
+                           ({"escape": "ab"}, "--escape must be one character"),
+                           ({"escape": '"'}, "neither the quotation mark"),
+                           ({"escape": ","}, "must be different characters")):
+        with pytest.raises(UserError, match=message):
+            preprocess.columns_of(given)
