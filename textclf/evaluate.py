@@ -61,19 +61,27 @@ def collect(classify, dataset, strategy):
 
 
 def summarize(found, labels):
-    """All figures as a dict of plain numbers."""
+    """All figures as a dict of plain numbers; None for what a category without texts, or predictions, does not have.
+
+    "always": the category with the most texts of these, and how often it alone would be right.
+    """
     predictions = found.probs.argmax(axis=1)
     confusion = classification.confusion_matrix(found.labels, predictions, len(labels))
     scores = classification.scores(confusion)
     own = np.maximum(found.probs[np.arange(len(found.labels)), found.labels], 1e-30)
     ece = classification.expected_calibration_error(classification.reliability(found.labels, found.probs))
+    most = int(scores.support.argmax())
+    predicted = confusion.sum(axis=0)
+    categories = {label: {
+        "texts": int(scores.support[i]), "precision": float(scores.precision[i]) if predicted[i] else None,
+        "recall": float(scores.recall[i]) if scores.support[i] else None,
+        "f1": float(scores.f1[i]) if scores.support[i] else None} for i, label in enumerate(labels)}
     return {
         "texts": len(found.labels), "accuracy": float(np.mean(predictions == found.labels)),
         "macro_f1": classification.macro_f1(scores), "crossentropy": float(-np.mean(np.log(own))), "ece": ece,
         "mean_confidence": float(np.mean(found.probs.max(axis=1))), "confusion": confusion.tolist(),
-        "categories": {label: {"texts": int(scores.support[i]), "precision": float(scores.precision[i]),
-                               "recall": float(scores.recall[i]), "f1": float(scores.f1[i])}
-                       for i, label in enumerate(labels)}}
+        "always": {"category": labels[most], "accuracy": float(scores.support[most] / len(found.labels))},
+        "categories": categories}
 
 
 def disagreements(folder, split, found, labels):

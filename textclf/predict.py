@@ -6,6 +6,8 @@
 A word that names a file is read as a file, - is the standard input, anything else is the text itself.
 """
 
+import codecs
+import io
 import json
 import pathlib
 import sys
@@ -15,10 +17,10 @@ import tensorflow as tf
 
 from common import cli, files, training
 from common.errors import UserError
-from textclf import tfidf
+from textclf import sources, tfidf
 from textclf.model import probabilities, textclf
 
-MAX_BYTES = 2**24  # of a file or a line that is one text
+MAX_BYTES = 2**24  # of a file that is one text; as many characters of a line
 
 
 def load_run(folder, which="best"):
@@ -79,23 +81,48 @@ def _exists(argument):
 
 
 def _read(file, name, lines, encoding, on_unreadable):
-    number = 0
-    while data := (file.readline(MAX_BYTES + 1) if lines else file.read(MAX_BYTES + 1)):
-        number += 1
-        where = f"{name}:{number}" if lines else name
-        if len(data) > MAX_BYTES:
-            on_unreadable(where, f"longer than {MAX_BYTES} bytes")
-            return
-        try:
-            text = data.decode(encoding).strip()
-        except UnicodeError:
-            on_unreadable(where, f"is not {encoding}")
-            continue
-        if text:
-            yield where, text
-        elif not lines:
-            on_unreadable(where, "holds no text")
-    if not number and not lines:
+    if codecs.lookup(encoding).name == "utf-8":
+        encoding = "utf-8-sig"  # what some editors put before the first word is no part of it
+    if lines:
+        yield from _read_lines(file, name, encoding, on_unreadable)
+        return
+    data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        on_unreadable(name, f"longer than {MAX_BYTES} bytes")
+        return
+    try:
+        text = data.decode(encoding).strip()
+    except UnicodeError:
+        on_unreadable(name, f"is not {encoding.removesuffix('-sig')}")
+        return
+    if text:
+        yield name, text
+    else:
+        on_unreadable(name, "holds no text")
+
+
+def _read_lines(file, name, encoding, on_unreadable):
+    """Each line of a binary file, as it comes; what is no text of the encoding is named, and the next is read."""
+    number, found = 0, False
+    stream = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="\n")
+    try:
+        while line := stream.readline(MAX_BYTES + 1):
+            number, where = number + 1, f"{name}:{number + 1}"
+            found = found or bool(line.strip())
+            if len(line) > MAX_BYTES:
+                on_unreadable(where, f"longer than {MAX_BYTES} characters")
+                while line and not line.endswith("\n"):
+                    line = stream.readline(MAX_BYTES + 1)
+            elif sources.SURROGATE.search(line):
+                on_unreadable(where, f"is not {encoding.removesuffix('-sig')}")
+            elif line.strip():
+                yield where, line.strip()
+    except UnicodeError as error:  # of an encoding whose damage cannot be passed over, such as utf-16
+        on_unreadable(f"{name}:{number + 1}", f"is not {encoding}, and cannot be read from there on ({error})")
+        found = True
+    finally:
+        stream.detach()  # whoever has opened the file closes it
+    if not found:
         on_unreadable(name, "holds no text")
 
 

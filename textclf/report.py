@@ -31,13 +31,20 @@ class Disagreement(NamedTuple):
 
 def table(summary):
     """The figures as text: a line a category, then the whole."""
+    def share(value, width):
+        return f"{'-':>{width}}" if value is None else f"{value:{width}.3f}"
+
     width = max(8, *map(len, summary["categories"]))
     lines = [f"{'category':{width}}    texts  precision  recall     F1"]
     for label, row in summary["categories"].items():
-        lines.append(f"{label:{width}}  {row['texts']:7d}  {row['precision']:9.3f}  {row['recall']:6.3f}  "
-                     f"{row['f1']:5.3f}")
-    lines.append(f"accuracy {100 * summary['accuracy']:.2f} % of {summary['texts']} texts, macro F1 "
+        lines.append(f"{label:{width}}  {row['texts']:7d}  {share(row['precision'], 9)}  {share(row['recall'], 6)}  "
+                     f"{share(row['f1'], 5)}")
+    missing = [label for label, row in summary["categories"].items() if not row["texts"]]
+    lines.append(f"accuracy {100 * summary['accuracy']:.2f} % of {summary['texts']} texts (always "
+                 f"{summary['always']['category']}: {100 * summary['always']['accuracy']:.2f} %), macro F1 "
                  f"{summary['macro_f1']:.3f}, cross-entropy {summary['crossentropy']:.3f}")
+    if missing:
+        lines.append(f"no texts of {', '.join(missing)}: macro F1 is the mean of the other categories")
     lines.append(f"mean confidence {100 * summary['mean_confidence']:.2f} %, calibration error (ECE, 15 bins) "
                  f"{summary['ece']:.3f}")
     return "\n".join(lines)

@@ -70,7 +70,8 @@ def train(run_folder, config, strategy):
     """
     command = preprocess.command(config["tfrecords"])
     folder = records.resolve(config["tfrecords"], kind=preprocess.KIND, command=command)
-    validated = bool(config["limit"]) or "val" in records.read_manifest(folder)["splits"]
+    held_out = records.read_manifest(folder)["splits"].get("val")
+    validated = bool(config["limit"]) or held_out is not None
     steps_per_epoch = max(1, records.count(folder, "train", limit=config["limit"]) // config["batch_size"])
     total_steps = config["epochs"] * steps_per_epoch
 
@@ -97,6 +98,10 @@ def train(run_folder, config, strategy):
     with training.worker_errors(), log, training.Signals() as signals:
         if not validated:
             log.write(f"{folder} has no val split: nothing is validated, and the weights of the last epoch count.")
+        elif not config["limit"]:
+            missing = [label for label, count in held_out["categories"].items() if not count]
+            if missing:
+                log.write(f"val has no texts of {', '.join(missing)}: macro F1 is the mean of the other categories.")
         while step < total_steps:
             parts = train_step(batches)
             step += 1

@@ -36,9 +36,25 @@ def test_figures_by_hand():
     assert summary["crossentropy"] == pytest.approx(-np.mean(np.log([0.8, 0.1, 0.9, 0.08, 0.34])), rel=1e-6)
     # Bins of a fifteenth: .8 right, .6, .9 with one of two right, .36 wrong
     assert summary["ece"] == pytest.approx((0.2 + 0.6 + 2 * 0.4 + 0.36) / 5, rel=1e-5)
+    assert summary["always"] == {"category": "acq", "accuracy": 0.4}
     text = report.table(summary)
-    assert "accuracy 40.00 % of 5 texts" in text and "earn            2      0.500   0.500  0.500" in text
+    assert "accuracy 40.00 % of 5 texts (always acq: 40.00 %), macro F1" in text and "no texts of" not in text
+    assert "earn            2      0.500   0.500  0.500" in text
     assert json.loads(json.dumps(summary)) == summary
+
+
+def test_a_category_without_texts_has_no_figures_and_is_named():
+    """No text of ship, and nothing is taken for acq: 0 would read as a failure."""
+    found = evaluate.Found(np.array([0, 1]), np.float32([[0.2, 0.5, 0.3], [0.1, 0.2, 0.7]]))
+    summary = evaluate.summarize(found, LABELS)
+    assert summary["categories"] == {"acq": {"texts": 1, "precision": None, "recall": 0, "f1": 0},
+                                     "earn": {"texts": 1, "precision": 0, "recall": 0, "f1": 0},
+                                     "ship": {"texts": 0, "precision": 0, "recall": None, "f1": None}}
+    lines = report.table(summary).splitlines()
+    assert lines[1].split() == ["acq", "1", "-", "0.000", "0.000"]
+    assert lines[3].split() == ["ship", "0", "0.000", "-", "-"]
+    assert "no texts of ship: macro F1 is the mean of the other categories" in lines
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
 def test_disagreements_are_sorted_and_have_a_second_choice(folder, tmp_path):

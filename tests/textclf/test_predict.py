@@ -41,6 +41,26 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_read(tmp_path, monkeypatch
                                                     "Is a directory", "no such file"]
 
 
+def test_lines_after_a_bad_one_are_read_and_no_byte_order_mark_is_part_of_a_word(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "MAX_BYTES", 100)
+    path = tmp_path / "lines.txt"
+    path.write_bytes(b"\xef\xbb\xbfBank rises\n" + b"x" * 250 + b"\ncaf\xe9\n\nlast\n")
+    texts, unreadable = read([str(path)], lines=True)
+    assert texts == [(f"{path}:1", "Bank rises"), (f"{path}:5", "last")]
+    assert unreadable == [(f"{path}:2", "longer than 100 characters"), (f"{path}:3", "is not utf-8")]
+    path.write_bytes(b"\xef\xbb\xbfBank rises\n")
+    assert read([str(path)]) == ([(str(path), "Bank rises")], [])
+    for encoding in ("utf-16", "utf-16-le"):  # a line ends in two bytes
+        path.write_bytes("Größe\nĊ Ċ\n".encode(encoding))
+        assert read([str(path)], lines=True, encoding=encoding) == (
+            [(f"{path}:1", "Größe"), (f"{path}:2", "Ċ Ċ")], [])
+    path.write_bytes(b"\xff\xfea\0\n\0\0\xd8x\0\n\0")
+    texts, unreadable = read([str(path)], lines=True, encoding="utf-16")
+    assert texts == [] and "is not utf-16, and cannot be read from there on" in unreadable[0][1]
+    path.write_bytes(b"\n\n")
+    assert read([str(path)], lines=True) == ([], [(str(path), "holds no text")])
+
+
 @pytest.fixture(scope="module")
 def classify():
     model, vectorize, *_ = network()

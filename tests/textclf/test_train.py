@@ -120,7 +120,8 @@ def test_float16_scales_its_loss(folder, tmp_path):
 
 
 def test_without_a_validation_split_the_last_epoch_counts(tmp_path, capfd):
-    (tmp_path / "a.csv").write_text("".join(f"{word} news,{word}\n" for word in ("sport", "trade") * 20))
+    (tmp_path / "a.csv").write_text("".join(
+        f"{word} news{' more' * number},{word}\n" for number in range(20) for word in ("sport", "trade")))
     folder = preprocess.build("a", tmp_path / "a.csv", tmp_path / "a", val_fraction=0)
     config = config_of(folder, learning_rate=0.05)
     assert train.train(tmp_path / "run", config, tf.distribute.get_strategy()) == {}
@@ -130,6 +131,16 @@ def test_without_a_validation_split_the_last_epoch_counts(tmp_path, capfd):
     found = evaluate.collect(evaluate.make_classify(model, tf.distribute.get_strategy()), dataset,
                              tf.distribute.get_strategy())
     assert evaluate.summarize(found, config["labels"])["accuracy"] == 1.0
+
+
+def test_categories_without_validation_texts_are_said(tmp_path, capfd):
+    for name, content in (("train", "a\tx\nb\ty\nc\tz\n" * 3), ("val", "a\tx\n"), ("test", "a\tx\n")):
+        (tmp_path / f"{name}.txt").write_text(content)
+    folder = preprocess.build("a", tmp_path, tmp_path / "a")
+    config = config_of(folder, epochs=1, eval_every=1)
+    metrics = train.train(tmp_path / "run", config, tf.distribute.get_strategy())
+    assert "val has no texts of b, c: macro F1 is the mean of the other categories" in capfd.readouterr().err
+    assert metrics["macro_f1"] == metrics["accuracy"]
 
 
 def test_nan_stops_training(folder, tmp_path, monkeypatch):
