@@ -79,12 +79,13 @@ class Run:
         return True
 
 
-def open_run(folder, config, identity=()):
+def open_run(folder, config, identity=(), former=()):
     """Creates the run folder, or opens it again when it holds a run; returns a `Run`.
 
     config: what JSON can hold. identity: the keys that shape the model; when the folder holds a run, they
     must have the values they had. The other keys may change (more epochs, another learning rate) and are
-    written anew. Raises `UserError` before anything is trained: the folder cannot be written to, is full, is
+    written anew. former: {key: value} that a config.json stands for which is older than these keys. Raises
+    `UserError` before anything is trained: the folder cannot be written to, is full, is
     in use by another process, or holds another model.
     """
     folder = pathlib.Path(folder)
@@ -92,7 +93,7 @@ def open_run(folder, config, identity=()):
     if not files.is_chief():
         return Run(folder, config, resumed=(folder / "config.json").exists(), writes=False)
     if (folder / "config.json").exists():
-        _check_identity(folder, config, identity)
+        _check_identity(folder, config, identity, dict(former))
         resumed = True
     elif list(folder.glob("checkpoints/ckpt-*")):
         raise UserError(f"{folder} holds checkpoints but no config.json, so nothing says which model they "
@@ -129,8 +130,8 @@ def versions():
             "numpy": np.__version__, "zoo": VERSION}
 
 
-def _check_identity(folder, config, identity):
-    old = read_config(folder)
+def _check_identity(folder, config, identity, former):
+    old = {**former, **read_config(folder)}
     for key in identity:
         if old.get(key) != config.get(key):
             raise UserError(

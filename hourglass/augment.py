@@ -10,33 +10,25 @@ import numpy as np
 
 from hourglass import crops
 
-ROTATION = 30                # degrees either way (article's repository and paper)
+ROTATION = 30.0              # degrees either way (article's repository and paper)
 ZOOM = (0.75, 1.25)          # of the crop's side (paper, sec. 3.2)
-MARGINS = (0.1, 0.3)         # of the body's height around the joints, MARGIN in the middle
-SHIFT = 0.05                 # of the side: evaluation's centre is not the middle of the joints
+SHIFT = 0.05                 # of the side of the article's crop: evaluation's centre is not the middle of the joints
 GAIN = (0.6, 1.4)            # of all channels (the authors' code draws it for each)
 TINT = (0.9, 1.1)            # of each channel
 
 
-def draw_view(joints_xy, visible, scale, width, height, rng, size):
-    """(`crops.to_picture` [2, 3] of a random view, whether it is mirrored).
+def draw_view(square, rng, size, *, rotation=ROTATION, shift=SHIFT):
+    """(`crops.to_picture` [2, 3] of a random view of a square (left, top, side), whether it is mirrored).
 
-    The article's box around the joints, with a random margin; then turned by up to 30 degrees, zoomed, shifted and
-    mirrored.
+    It is turned by up to `rotation` degrees either way, zoomed, shifted by up to that share of its side in x and y,
+    and mirrored every other time.
     """
-    margin, zoom, degrees = rng.uniform(*MARGINS), rng.uniform(*ZOOM), rng.uniform(-ROTATION, ROTATION)
-    shift, flip = rng.uniform(-SHIFT, SHIFT, 2), bool(rng.random() < 0.5)
-    box = crops.joints_box(joints_xy, visible, scale, width, height, margin)
-    left, top, side = crops.square_around(box)
-    side, shift = side * zoom, shift * side
-    center = np.array([left, top]) + side / zoom / 2 + shift
+    zoom, degrees = rng.uniform(*ZOOM), rng.uniform(-rotation, rotation)
+    moved, flip = rng.uniform(-shift, shift, 2), bool(rng.random() < 0.5)
+    left, top, side = square
+    center = np.array([left, top]) + side / 2 + moved * side * zoom
+    side *= zoom
     return crops.to_picture((*(center - side / 2), side), size, degrees, flip), flip
-
-
-def plain_view(joints_xy, visible, scale, width, height, size):
-    """`crops.to_picture` [2, 3] of the article's box as it is."""
-    box = crops.joints_box(joints_xy, visible, scale, width, height)
-    return crops.to_picture(crops.square_around(box), size)
 
 
 def recolor(image, rng):

@@ -12,15 +12,16 @@ import numpy as np
 
 from common import decoding
 
-MARGIN = 0.2           # of the body's height around the joints; the article pads by "a proportion" of it
-EVALUATION_MARGIN = 1.25
+CROPS = ("article", "center")
+MARGIN = 0.125         # of the body's height around the joints; the article pads by "a proportion" of it
+EVALUATION_MARGIN = 1.25  # 1 + 2 * MARGIN: whoever is as tall as his scale says has the same size in both crops
 BODY_HEIGHT = 200      # pixels of a person of scale 1
 GREY = 128             # beyond the picture
 
 
 def joints_box(joints_xy, visible, scale, width, height, margin=MARGIN):
-    """The article's proposal for training, (left, top, right, bottom): around the annotated joints, padded by
-    margin * 200 * scale pixels, inside the picture. Without annotated joints it is the whole picture."""
+    """The article's proposal, (left, top, right, bottom): around the annotated joints, padded by margin * 200 * scale
+    pixels, inside the picture. Without annotated joints it is the whole picture."""
     joints_xy = np.asarray(joints_xy, np.float64)[np.asarray(visible) > 0]
     picture = np.array([width, height], np.float64)
     if not len(joints_xy):
@@ -46,6 +47,13 @@ def crop_box(center, scale):
     """The square (left, top, side) for evaluation: side 200 * scale * 1.25 pixels around the centre (x, y)."""
     side = BODY_HEIGHT * scale * EVALUATION_MARGIN
     return center[0] - side / 2, center[1] - side / 2, side
+
+
+def square_of(crop, joints_xy, visible, center, scale, width, height):
+    """The square (left, top, side) of a person: around the joints ("article"), or around the centre ("center")."""
+    if crop == "article":
+        return square_around(joints_box(joints_xy, visible, scale, width, height))
+    return crop_box(np.asarray(center, np.float64), scale)
 
 
 def crop(image, square, size):

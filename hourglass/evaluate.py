@@ -2,7 +2,8 @@
 
     python -m hourglass.evaluate --run runs/hourglass/mpii [--split val] [--flip_test] [--metric pck]
 
-Every person is cropped around the centre that is annotated, as usual in the literature; nobody is searched for.
+Every person is cropped around the centre that is annotated, as usual in the literature; nobody is searched for. A run
+that was trained with --limit is shown the crops of its training.
 The article's open question, both feet "to the same location", is answered in numbers.
 
 P persons, B batch, K joints.
@@ -18,12 +19,10 @@ import tensorflow as tf
 from common import cli, detection_evaluate, drawing, files, records, training
 from common.errors import UserError
 from common.metrics import keypoints
-from hourglass import crops, doctor, poses, preprocess
+from hourglass import crops, doctor, poses, preprocess, report
 from hourglass.postprocess import postprocess
 from hourglass.predict import load_run
 
-SAMPLES = 6          # persons in each of the pictures
-SIDE = 256           # pixels of a person in them
 STEPS = 50           # of a curve
 VIRTUAL = {"pelvis", "thorax"}  # joints of MPII that its own evaluation leaves out of the mean
 
@@ -42,6 +41,8 @@ METRICS = {
     # HRNet's mpii.py prints as Mean@0.1 what it finds at 0.11.
     "pckh": Metric("PCKh@0.5", 0.5, "PCKh@0.1", 0.1, "head sizes"),
     "pck": Metric("PCK@0.2", 0.2, "PCK@0.1", 0.1, "lengths of the torso"),
+    # For bodies without head and torso: every record has a height. Heads and torsos give about that threshold.
+    "pck_height": Metric("PCK@0.05 of the height", 0.05, "PCK@0.02", 0.02, "heights of the body"),
     # Of single joints: the distance at which their similarity, exp(-d**2 / 2), is that number.
     "oks": Metric("KS 0.5", float(np.sqrt(2 * np.log(2))), "KS 0.75", float(np.sqrt(2 * np.log(4 / 3))),
                   "2 sigma sqrt(area)"),
@@ -69,6 +70,12 @@ def make_predict(model, strategy, pairs, flip=False):
     return predict
 
 
+def crop_of(config):
+    """The crop to evaluate a run of config.json on: the square around the centre, but with `limit` the one that
+    training showed, because such a run is asked whether it has learnt by heart what it saw."""
+    return config.get("crop", "article") if config.get("limit") else "center"
+
+
 def batches(folder, split, strategy, config, *, batch_size, limit=0):
     """The evaluation dataset of a split, distributed over the replicas; batch_size is the global one.
 
@@ -77,7 +84,7 @@ def batches(folder, split, strategy, config, *, batch_size, limit=0):
     def make_dataset(replica_batch_size, context):
         dataset = preprocess.evaluation_dataset(
             folder, split, image_size=config["image_size"], batch_size=replica_batch_size,
-            global_batch_size=batch_size, limit=limit)
+            global_batch_size=batch_size, limit=limit, crop=crop_of(config))
         return dataset.map(lambda batch: {key: value for key, value in batch.items() if key != "filename"})
 
     return training.distribute(strategy, make_dataset, batch_size)
@@ -87,12 +94,12 @@ def collect(predict, batches, strategy):
     """Runs `predict` over an evaluation dataset; returns arrays over all persons, in the order of the records.
 
     "predicted" [P, K, 2] in pixels of the pictures, "scores" [P, K], and what `preprocess.evaluation_dataset` says
-    of each person ("joints" is the truth) but its crop.
+    of each person ("joints" is the truth) but its pixels.
     """
     found = {}
     for batch in batches:
         predicted, scores = predict(batch)
-        values = {key: value for key, value in batch.items() if key not in ("images", "to_picture")}
+        values = {key: value for key, value in batch.items() if key != "images"}
         local = {name: np.concatenate([part.numpy() for part in strategy.experimental_local_results(value)])
                  for name, value in {**values, "predicted": predicted, "scores": scores}.items()}
         real = local["index"] >= 0  # the others fill the last batch up
@@ -119,10 +126,54 @@ def choose_metric(body, metric=None):
     return metric
 
 
+def usable_metric(folder, split, body, limit=0):
+    """(key, `Metric` as `named`) of the record set's metric or, where it can measure no person of the split, of one
+    that can measure some: PCK of the torso, PCK of the height. Says so then. Raises UserError as `choose_metric`."""
+    keys = ("joints", "visible", "head_size", "scale", "area")
+    stream = records.dataset(folder, split, epochs=1, limit=limit).batch(64)
+    for metric in dict.fromkeys((choose_metric(body), "pck", "pck_height")):
+        if metric == "pck" and len(body.torso) != 2:
+            continue
+        for batch in stream:
+            example = poses.parse(batch["record"], len(body.labels))
+            found = {key: example[key].numpy() for key in keys}
+            if (reference_lengths(found, body, metric) > 0).any():
+                if metric != body.metric:
+                    print(f"No person of {split} of {folder} can be measured in {METRICS[body.metric].unit}: "
+                          f"{METRICS[metric].name} is taken instead of {METRICS[body.metric].name}.", flush=True)
+                return metric, named(found, body, metric)
+    raise UserError(f"The persons of {split} of {folder} must have a head, a torso, an area or a height to measure "
+                    "distances in, and none has. python -m hourglass.preprocess --check says what is wrong.")
+
+
+def head_lengths(found, body):
+    """How many persons have the distance of the head's two ends for a head size, as `poses.mend` takes it where the
+    source has no box of the head."""
+    if len(body.head) != 2:
+        return 0
+    ends = found["joints"][:, list(body.head)].astype(np.float64)
+    apart, known = np.linalg.norm(ends[:, 0] - ends[:, 1], axis=1), found["head_size"] > 0
+    known = known & (found["visible"][:, list(body.head)] > 0).all(axis=1)
+    return int((known & (np.abs(apart - found["head_size"]) <= 1e-4 * apart)).sum())
+
+
+def named(found, body, metric):
+    """The `Metric`; PCKh is MPII's name, so without boxes of the heads the metric gets another one."""
+    chosen, count = METRICS[metric], head_lengths(found, body)
+    if metric != "pckh" or not count:
+        return chosen
+    neck, top = (body.labels[joint] for joint in body.head)
+    unit = (f"head lengths, {neck} to {top} for {count} of the persons: not to be held against MPII's PCKh, which "
+            "takes 0.6 times the diagonal of the head's box")
+    return chosen._replace(name="PCK@0.5 of the head length", strict_name="PCK@0.1", unit=unit)
+
+
 def reference_lengths(found, body, metric):
     """[P] or [P, K]: what the distances of each person are measured in, 0 where it is not known."""
     if metric == "pckh":
         return found["head_size"]
+    if metric == "pck_height":
+        return found["scale"] * crops.BODY_HEIGHT
     if metric == "oks":
         return keypoints.oks_lengths(found["area"], body.sigmas)
     ends = found["joints"][:, list(body.torso)].astype(np.float64)
@@ -153,10 +204,32 @@ def measure(found, body, metric):
 
 
 def average_precision(found, body):
-    """Dict of `keypoints.oks_ap`."""
-    results = keypoints.coco_results(found["predicted"], found["scores"], found["image_id"])
-    truths = keypoints.coco_truths(*(found[key] for key in ("joints", "visible", "area", "box", "image_id")))
+    """Dict of `keypoints.oks_ap`, of the persons that have an area."""
+    known = {key: value[found["area"] > 0] for key, value in found.items()}
+    results = keypoints.coco_results(known["predicted"], known["scores"], known["image_id"])
+    truths = keypoints.coco_truths(*(known[key] for key in ("joints", "visible", "area", "box", "image_id")))
     return keypoints.oks_ap(results, truths, body.sigmas)
+
+
+def without_looking(found, body, metric, size):
+    """{"mean pose", "best fixed place": figures as of `summarize`} of answers that are the same for every crop.
+
+    Both are taken from the evaluated persons themselves: the mean place of each joint in the crops, and the place
+    where it is right most often. A network that has learnt something is better. size: side of the crops.
+    """
+    linear, start = np.split(found["to_picture"].astype(np.float64), [2], axis=2)                # [P, 2, 2], [P, 2, 1]
+    turned = np.swapaxes(linear, 1, 2)
+    in_crop = (found["joints"] - start[:, None, :, 0]) @ np.linalg.inv(turned) / size
+    lengths = reference_lengths(found, body, metric)
+    lengths = np.broadcast_to(lengths if lengths.ndim == 2 else lengths[:, None], in_crop.shape[:2])
+    counts = (found["visible"] > 0) & (lengths > 0)
+    zoom = np.sqrt(np.abs(np.linalg.det(linear)))[:, None] * size
+    with np.errstate(invalid="ignore"):
+        mean = np.where(counts[..., None], in_crop, 0).sum(axis=0) / counts.sum(axis=0)[:, None]
+    places = keypoints.best_places(in_crop, np.where(counts, METRICS[metric].threshold * lengths / zoom, np.nan))
+    return {name: summarize({**found, "predicted": place * size @ turned + start[:, None, :, 0],
+                             "scores": np.ones(counts.shape)}, body, metric)
+            for name, place in {"mean pose": mean, "best fixed place": places}.items()}
 
 
 def summarize(found, body, metric=None):
@@ -181,13 +254,13 @@ def headline(metric, sets, precision=None):
 
 def details(found, body, metric):
     """(dict for the JSON file, {joint set: `keypoints.Pck`}) of `collect`'s arrays; NaN where there is nothing."""
-    chosen, sets = METRICS[metric], measure(found, body, metric)
+    chosen, sets = named(found, body, metric), measure(found, body, metric)
     precision = average_precision(found, body) if metric == "oks" else None
     every = next(iter(sets.values()))
     strict = int(np.searchsorted(every.thresholds, chosen.strict))
     summary = {**headline(metric, sets, precision), "persons": len(found["index"]), "metric": metric,
-               "threshold": chosen.threshold, "unit": chosen.unit, "left_out": every.left_out,
-               "sets": {}, "joints": {}}
+               "name": chosen.name, "strict_name": chosen.strict_name, "threshold": chosen.threshold,
+               "unit": chosen.unit, "left_out": every.left_out, "sets": {}, "joints": {}}
     for name, pck in sets.items():
         summary["sets"][name] = {
             "joints": int(pck.count.sum()), chosen.name: float(pck.mean[-1]),
@@ -200,6 +273,8 @@ def details(found, body, metric):
     if metric == "oks":
         arrays = (found[key] for key in ("predicted", "joints", "visible", "area"))
         summary["oks"] = {**precision, "mean": float(np.nanmean(keypoints.oks(*arrays, body.sigmas)))}
+        _, persons = np.unique(found["image_id"], return_counts=True)
+        summary["pictures of more than 20 persons"] = int((persons > 20).sum())
     summary["left_and_right"] = left_and_right(found, body, metric)
     return summary, sets
 
@@ -232,35 +307,6 @@ def left_and_right(found, body, metric):
             for number, pair in enumerate(pairs)}
 
 
-def table(summary):
-    """`details` as text: a line a joint, the joint sets, what was left out, left and right."""
-    chosen = METRICS[summary["metric"]]
-    width = max(map(len, [*summary["joints"], *summary["sets"], "mean of the joints"]))
-    lines = [f"{'joint':{width}}  {'joints':>7}  {chosen.name:>8}  {chosen.strict_name:>8}  {'area':>6}"]
-    for name, row in {**summary["joints"], **summary["sets"]}.items():
-        lines.append(f"{name:{width}}  {row['joints']:7d}  {row[chosen.name]:8.3f}  {row[chosen.strict_name]:8.3f}"
-                     f"  {row['area']:6.3f}")
-        if name in summary["sets"]:
-            lines.append(f"{'  mean of the joints':{width}}  {'':7}  {row['mean of the joints']:8.3f}")
-    left_out = "; ".join(f"{what}: {times}" for what, times in summary["left_out"].items())
-    lines.append(f"{summary['persons']} persons, distances in {chosen.unit}, area under the curve up to "
-                 f"{chosen.threshold:g}; left out: {left_out}")
-    if "oks" in summary:
-        lines.append("OKS  " + "  ".join(f"{name} {value:.3f}" for name, value in summary["oks"].items()))
-    if summary["left_and_right"]:
-        width = max(map(len, summary["left_and_right"]))
-        heads = ("exchanged", "on one spot", "annotated there", "only one annotated")
-        lines.append(f"{'left and right':{width}}" + "".join(f"  {head:>18}" for head in heads))
-    for pair, row in summary["left_and_right"].items():
-        lines.append(f"{pair:{width}}" + "".join(f"  {share(*counts):>18}" for counts in row.values()))
-    return "\n".join(lines)
-
-
-def share(times, total):
-    """"3 of 60 (5.0%)"."""
-    return f"{times} of {total} ({times / total:.1%})" if total else "-"
-
-
 def person_errors(found, body, metric):
     """[P]: mean distance of a person's joints in thresholds, each at most 2; NaN where nothing counts."""
     apart = keypoints.distances(found["predicted"], found["joints"], found["visible"],
@@ -270,57 +316,16 @@ def person_errors(found, body, metric):
     return np.where(counts.any(axis=1), total / np.maximum(counts.sum(axis=1), 1), np.nan)
 
 
-def choose_samples(errors, count=SAMPLES, seed=0):
-    """{"worst", "best", "random": int arrays}: which of the persons with these errors [P] to draw."""
-    known = np.flatnonzero(np.isfinite(errors))
-    order = known[np.argsort(errors[known], kind="stable")]
-    drawn = np.random.default_rng(seed).permutation(len(errors))[:count]
-    return {kind: chosen for kind, chosen in
-            {"worst": order[::-1][:count], "best": order[:count], "random": np.sort(drawn)}.items() if len(chosen)}
-
-
-def draw_persons(folder, split, found, body, chosen, side=SIDE):
-    """(picture uint8, file names) of the persons `chosen` (positions in `found`), in that order.
-
-    Each as evaluation crops it, annotated on the left, predicted on the right; joints that are not annotated are
-    drawn on neither. Red is the person's right, blue the left.
-    """
-    colors, drawn = doctor.side_colors(body), {}
-    wanted = found["index"][np.asarray(chosen, np.int64)]
-    stream = records.dataset(folder, split, epochs=1).filter(lambda item: tf.reduce_any(item["index"] == wanted))
-    for item in stream.take(len(set(wanted.tolist()))):
-        index = int(item["index"])
-        example = {key: value.numpy() for key, value in poses.parse(item["record"], len(body.labels)).items()}
-        matrix = crops.to_picture(crops.crop_box(example["center"].astype(float), example["scale"]), side)
-        image = crops.view(example["image_bytes"], matrix, side)
-        row = int(np.searchsorted(found["index"], index))
-        halves = [drawing.draw_skeletons(image, [crops.move(crops.invert(matrix), joints_xy)],
-                                         [example["visible"] > 0], body.skeleton, colors=colors)
-                  for joints_xy in (found["joints"][row], found["predicted"][row])]
-        drawn[index] = np.concatenate(halves, axis=1), example["filename"].decode(errors="replace")
-    pictures, names = zip(*(drawn[index] for index in wanted.tolist()))
-    return drawing.grid(pictures, columns=3), list(names)
-
-
-def draw_curves(path, sets, body, metric, title):
-    """Writes the PNG of the share of right joints over the threshold, a line a joint, and the mean of all."""
-    every = next(iter(sets.values()))
-    lines = {f"{label} {every.curve[-1, joint]:.2f}": (every.thresholds, every.curve[:, joint])
-             for joint, label in enumerate(body.labels) if every.count[joint]}
-    lines[f"all {every.mean[-1]:.2f}"] = every.thresholds, every.mean
-    drawing.curves(path, lines, xlabel=f"threshold, {METRICS[metric].unit}", ylabel="share of joints within it",
-                   title=title, xlim=(0, METRICS[metric].threshold), ylim=(0, 1.02))
-
-
-def write_report(out, split, found, body, metric, folder):
-    """Writes <split>.json, curves and samples to `out`; returns (the summary, paths)."""
+def write_report(out, split, found, body, metric, folder, *, size, crop="center"):
+    """Writes <split>.json, curves and samples to `out`; returns (the summary, paths). size: side of the crops."""
     summary, sets = details(found, body, metric)
+    summary["without looking"] = without_looking(found, body, metric, size)
     out.mkdir(parents=True, exist_ok=True)
     paths = {"curves": out / f"{split}_{metric}.png"}
-    draw_curves(paths["curves"], sets, body, metric, f"{split}: {len(found['index'])} persons")
+    report.draw_curves(paths["curves"], sets, body, summary, f"{split}: {len(found['index'])} persons")
     errors, summary["samples"] = person_errors(found, body, metric), {}
-    for kind, chosen in choose_samples(errors).items():
-        picture, names = draw_persons(folder, split, found, body, chosen)
+    for kind, chosen in report.choose_samples(errors).items():
+        picture, names = report.draw_persons(folder, split, found, body, chosen, crop)
         paths[kind] = out / f"{split}_{kind}.png"
         drawing.write_png(paths[kind], picture)
         summary["samples"][kind] = [
@@ -336,8 +341,8 @@ def write_report(out, split, found, body, metric, folder):
 
 def define_flags():
     detection_evaluate.define_flags()
-    cli.flags.DEFINE_enum("metric", None, list(METRICS), "PCKh@0.5, PCK@0.2 of the torso, or OKS average "
-                          "precision; default: the record set's own.")
+    cli.flags.DEFINE_enum("metric", None, list(METRICS), "PCKh@0.5, PCK@0.2 of the torso, OKS average precision, or "
+                          "PCK@0.05 of the body's height; default: the record set's own, if it can be measured.")
     cli.flags.DEFINE_bool("flip_test", False, "Average the heatmaps with those of the mirrored crop.")
 
 
@@ -349,16 +354,19 @@ def main(args):
         model, config = load_run(flags.run, flags.which)
     folder, split, limit = detection_evaluate.choose_records(flags, config, preprocess.command, preprocess.KIND)
     body = poses.body_of(folder)
-    metric = choose_metric(body, flags.metric)
+    metric = choose_metric(body, flags.metric) if flags.metric else usable_metric(folder, split, body, limit)[0]
     predict = make_predict(model, strategy, body.pairs, flags.flip_test)
     dataset = batches(folder, split, strategy, config, batch_size=flags.batch_size, limit=limit)
     found = collect(predict, dataset, strategy)
-    if metric == "pckh" and not (found["head_size"] > 0).any():
-        raise UserError(f"PCKh is measured in head sizes, and no person of {split} of {folder} has one. "
-                        "Give --metric pck or oks.")
+    if not (reference_lengths(found, body, metric) > 0).any():
+        raise UserError(f"{METRICS[metric].name} is measured in {METRICS[metric].unit}, and of no person of {split} of "
+                        f"{folder} they are known. Leave --metric out: what can be measured is taken then.")
+    if crop_of(config) != "center":
+        print(f"crops of training ({crop_of(config)}), because the run was trained with --limit")
     out = pathlib.Path(flags.out or pathlib.Path(flags.run) / "evaluation")
-    summary, paths = write_report(out, split, found, body, metric, folder)
-    print(table(summary))
+    summary, paths = write_report(out, split, found, body, metric, folder, size=config["image_size"],
+                                  crop=crop_of(config))
+    print(report.table(summary))
     summary = {"split": split, "flip_test": flags.flip_test, **summary}
     paths["json"] = out / f"{split}.json"
     files.write_json(paths["json"], detection_evaluate.without_nan(summary))

@@ -22,6 +22,7 @@ from hourglass import augment, crops, doctor, poses, sources
 from hourglass.postprocess import STRIDE
 
 KIND = poses.KIND  # of records
+PLACE = ("joints", "visible", "center", "scale", "width", "height")  # of a record, for `crops.square_of`
 
 
 def encode_targets(joints_xy, visible, size, *, sigma=1.0, absent="unknown"):
@@ -37,11 +38,12 @@ def encode_targets(joints_xy, visible, size, *, sigma=1.0, absent="unknown"):
 
 
 def training_dataset(folder, *, image_size, batch_size, seed, augmented=True, start_step=0, global_batch_size=None,
-                     limit=0, sigma=1.0, num_workers=1, worker=0):
+                     limit=0, sigma=1.0, crop="article", rotation=augment.ROTATION, num_workers=1, worker=0):
     """Endless batches (images float32 [B, S, S, 3] in 0..1, `encode_targets`) for the loss.
 
-    Step k takes the examples k * global_batch_size onwards of the endless stream of epochs, so that training can
-    start at any step; order and augmentation depend on (seed, epoch, index) alone. batch_size is a replica's.
+    crop: as in `crops.square_of`; rotation: degrees that augmentation turns it either way, at most. Step k takes the
+    examples k * global_batch_size onwards of the endless stream of epochs, so that training can start at any step;
+    order and augmentation depend on (seed, epoch, index) alone. batch_size is a replica's.
     """
     global_batch_size = global_batch_size or batch_size
     per_epoch = records.count(folder, "train", limit=limit) // num_workers * num_workers
@@ -55,9 +57,10 @@ def training_dataset(folder, *, image_size, batch_size, seed, augmented=True, st
         example = poses.parse(batch["record"], count)
         # One call for the whole batch: OpenCV leaves Python's lock, and several batches are on their way.
         images, joints_xy, visible = tf.numpy_function(
-            lambda *arrays: _training_crops(*arrays, seed, image_size, body.pairs, augmented),
-            [example[key] for key in ("image_bytes", "joints", "visible", "scale", "height", "width")]
-            + [batch["epoch"], batch["index"]], (tf.uint8, tf.float32, tf.int32), stateful=False)
+            lambda *arrays: _training_crops(*arrays, seed=seed, size=image_size, pairs=body.pairs, augmented=augmented,
+                                            crop=crop, rotation=rotation),
+            [example[key] for key in ("image_bytes", *PLACE)] + [batch["epoch"], batch["index"]],
+            (tf.uint8, tf.float32, tf.int32), stateful=False)
         images = tf.ensure_shape(images, [batch_size, image_size, image_size, 3])
         targets = encode_targets(
             tf.ensure_shape(joints_xy, [batch_size, count, 2]), tf.ensure_shape(visible, [batch_size, count]),
@@ -68,23 +71,29 @@ def training_dataset(folder, *, image_size, batch_size, seed, augmented=True, st
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def _training_crops(image_bytes, joints, visible, scale, height, width, epoch, index, seed, size, pairs, augmented):
+def _training_crops(image_bytes, joints, visible, center, scale, width, height, epoch, index, *, seed, size, pairs,
+                    augmented, crop, rotation):
     """(crops uint8 [B, S, S, 3], joints float32 [B, K, 2] in pixels of them, visible int32 [B, K])."""
     images = np.empty([len(image_bytes), size, size, 3], np.uint8)
     joints, visible = joints.copy(), visible.copy()
     for i, data in enumerate(image_bytes):
+        square = crops.square_of(crop, joints[i], visible[i], center[i], scale[i], width[i], height[i])
         rng = np.random.default_rng([seed, epoch[i], index[i]]) if augmented else None
         images[i], joints[i], visible[i] = training_crop(
-            data, joints[i], visible[i], scale[i], width[i], height[i], rng, size, pairs)
+            data, square, joints[i], visible[i], rng, size, pairs, rotation=rotation,
+            shift=augment.SHIFT if crop == "article" else 0.0)
     return images, joints, visible
 
 
-def training_crop(image_bytes, joints_xy, visible, scale, width, height, rng, size, pairs):
-    """(crop uint8 [S, S, 3], joints float32 [K, 2] in pixels of it, visible [K]); rng None does not augment."""
+def training_crop(image_bytes, square, joints_xy, visible, rng, size, pairs, **limits):
+    """(crop uint8 [S, S, 3], joints float32 [K, 2] in pixels of it, visible [K]) of a square of the picture.
+
+    rng None does not augment; limits: of `augment.draw_view`.
+    """
     if rng is None:
-        matrix, flip = augment.plain_view(joints_xy, visible, scale, width, height, size), False
+        matrix, flip = crops.to_picture(square, size), False
     else:
-        matrix, flip = augment.draw_view(joints_xy, visible, scale, width, height, rng, size)
+        matrix, flip = augment.draw_view(square, rng, size, **limits)
     image = crops.view(image_bytes, matrix, size)
     if rng is not None:
         image = augment.recolor(image, rng)
@@ -94,8 +103,9 @@ def training_crop(image_bytes, joints_xy, visible, scale, width, height, rng, si
     return image, joints_xy, visible
 
 
-def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_size=None, limit=0):
-    """Batches for evaluation: the square around the centre, in the order of the records, each example once.
+def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_size=None, limit=0, crop="center"):
+    """Batches for evaluation: the square around the centre (or another `crop`, as in `crops.square_of`), in the order
+    of the records, each example once.
 
     Dicts of "images" [B, S, S, 3] in 0..1, "index" [B] (-1 fills the last global batch up), "to_picture" float32
     [B, 2, 3] (pixel of the picture at a pixel of the crop, see hourglass/crops.py), and of the record: "joints"
@@ -111,8 +121,8 @@ def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_si
     def prepare(batch):
         example = poses.parse(batch["record"], count)
         images, to_picture = tf.numpy_function(
-            lambda *arrays: _evaluation_crops(*arrays, image_size),
-            [example[key] for key in ("image_bytes", "center", "scale")], (tf.uint8, tf.float32), stateful=False)
+            lambda image_bytes, *places: _evaluation_crops(image_bytes, places, image_size, crop),
+            [example[key] for key in ("image_bytes", *PLACE)], (tf.uint8, tf.float32), stateful=False)
         kept = ("joints", "visible", "head_size", "scale", "area", "box", "image_id", "person_id", "filename")
         images = tf.ensure_shape(images, [batch_size, image_size, image_size, 3])
         found = {"images": tf.image.convert_image_dtype(images, tf.float32),
@@ -123,9 +133,9 @@ def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_si
     return dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def _evaluation_crops(image_bytes, center, scale, size):
-    """(crops uint8 [B, S, S, 3], their to_picture float32 [B, 2, 3])."""
-    matrices = [crops.to_picture(crops.crop_box(*place), size) for place in zip(center.astype(float), scale)]
+def _evaluation_crops(image_bytes, places, size, crop):
+    """(crops uint8 [B, S, S, 3], their to_picture float32 [B, 2, 3]); places: arrays [B, ...] as PLACE."""
+    matrices = [crops.to_picture(crops.square_of(crop, *place), size) for place in zip(*places)]
     images = [crops.view(data, matrix, size) for data, matrix in zip(image_bytes, matrices)]
     return np.stack(images), np.stack(matrices).astype(np.float32)
 
@@ -147,12 +157,11 @@ def visualize(folder, split, path, *, image_size, sigma=1.0, seed=0, count=12):
     body, pictures, before, after = poses.body_of(folder), [], 0, 0
     for item in records.dataset(folder, split, seed=seed, epochs=1).take(count):
         example = {key: value.numpy() for key, value in poses.parse(item["record"], len(body.labels)).items()}
-        square = crops.to_picture(crops.crop_box(example["center"].astype(float), example["scale"]), image_size)
-        joints_xy = crops.move(crops.invert(square), example["joints"]).astype(np.float32)
-        views = [(crops.view(example["image_bytes"], square, image_size), joints_xy, example["visible"])]
-        rng = np.random.default_rng([seed, 0, item["index"].numpy()])
-        views.append(training_crop(*(example[key] for key in ("image_bytes", "joints", "visible", "scale", "width",
-                                                              "height")), rng, image_size, body.pairs))
+        views = []
+        for crop, rng in (("center", None), ("article", np.random.default_rng([seed, 0, item["index"].numpy()]))):
+            square = crops.square_of(crop, *(example[key] for key in PLACE))
+            views.append(training_crop(example["image_bytes"], square, example["joints"], example["visible"], rng,
+                                       image_size, body.pairs))
         for image, joints_xy, visible in views:
             targets = encode_targets(joints_xy[None], visible[None], image_size, sigma=sigma)["heatmaps"]
             found, scores = (array[0].numpy() for array in heatmaps.peaks(targets))

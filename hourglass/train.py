@@ -7,6 +7,7 @@ Article, "Loss Function" and "Intermediate Supervision": one loss for each hourg
 a step is written out in `make_train_step`; the rest keeps the books.
 """
 
+import functools
 import pathlib
 
 import keras
@@ -15,8 +16,8 @@ import tensorflow as tf
 
 from common import cli, drawing, optimizers, records, training
 from common.errors import UserError
-from hourglass import evaluate, poses, preprocess
-from hourglass.loss import LOSSES
+from hourglass import crops, evaluate, poses, preprocess, report
+from hourglass.loss import LOSSES, foreground_weight
 from hourglass.model import VARIANTS
 from hourglass.predict import build
 from hourglass.preprocess import STRIDE
@@ -26,7 +27,8 @@ DEFAULTS = {
     "num_stacks": 4, "filters": 256, "order": 4, "num_residual": 1, "variant": "article", "image_size": 256,
     "sigma": 1.0, "loss": "article", "batch_size": 16, "epochs": 100, "optimizer": "rmsprop",
     "learning_rate": 2.5e-4, "schedule": "step", "warmup_steps": 1000, "clip_norm": 0.0, "ema": 0.0,
-    "augment": None, "precision": "float32", "seed": 0, "limit": 0, "eval_every": 1, "checkpoint_every": 1000,
+    "augment": None, "crop": "article", "rotation": 30.0,
+    "precision": "float32", "seed": 0, "limit": 0, "eval_every": 1, "checkpoint_every": 1000,
 }
 
 # Learns in about three minutes on two CPU cores.
@@ -37,7 +39,10 @@ DEMO = {
 
 # What shapes the network, the data or the course of training; a run keeps these when it is resumed.
 IDENTITY = ("num_stacks", "filters", "order", "num_residual", "variant", "image_size", "labels", "sigma", "loss",
-            "batch_size", "optimizer", "ema", "seed", "limit")
+            "batch_size", "optimizer", "ema", "seed", "limit", "crop", "rotation")
+
+# What a config.json stands for that is older than these keys.
+FORMER = {"crop": "article", "rotation": 30.0}
 
 # What to do when a part of the loss, one per stack, stops being a number.
 ADVICE = {
@@ -93,15 +98,18 @@ def train(run_folder, config, strategy):
     """
     command = preprocess.command(config["tfrecords"])
     folder = records.resolve(config["tfrecords"], kind=preprocess.KIND, command=command)
-    if not config["limit"]:
-        records.resolve(config["tfrecords"], kind=preprocess.KIND, split="val", command=command)
-    evaluate.choose_metric(poses.body_of(folder))  # says now what it would miss after the first epoch
+    split = "train" if config["limit"] else "val"
+    records.resolve(config["tfrecords"], kind=preprocess.KIND, split=split, command=command)
+    # Says now what validation would miss after the first epoch.
+    metric, meaning = evaluate.usable_metric(folder, split, poses.body_of(folder), config["limit"])
+    config = {**config, "metric": metric}
     steps_per_epoch = max(1, records.count(folder, "train", limit=config["limit"]) // config["batch_size"])
     total_steps = config["epochs"] * steps_per_epoch
 
     training.set_seed(config["seed"])
     training.set_precision(config["precision"])
-    run = training.open_run(run_folder, config, IDENTITY)
+    say_what_changed(run_folder, config)
+    run = training.open_run(run_folder, config, IDENTITY, FORMER)
     with strategy.scope():
         model = build(config)
         optimizer = make_optimizer(config, total_steps)
@@ -114,8 +122,8 @@ def train(run_folder, config, strategy):
         return {}
 
     train_step = make_train_step(
-        model, optimizer, strategy, loss=LOSSES[config["loss"]], global_batch_size=config["batch_size"],
-        clip_norm=config["clip_norm"], ema=ema, ema_decay=config["ema"])
+        model, optimizer, strategy, loss=functools.partial(LOSSES[config["loss"]], sigma=config["sigma"]),
+        global_batch_size=config["batch_size"], clip_norm=config["clip_norm"], ema=ema, ema_decay=config["ema"])
     predict = evaluate.make_predict(model, strategy, config["pairs"])
     batches = iter(training_batches(folder, config, strategy, start_step=step))
     metrics = {}
@@ -144,7 +152,19 @@ def train(run_folder, config, strategy):
                 checkpoints.save(step)
             if signals.stop:
                 raise SystemExit(signals.exit_code)
+    name = "OKS AP" if metric == "oks" else meaning.name
+    print(f"{name} {next(iter(metrics.values())):.3f} on the persons of {split}")
     return metrics
+
+
+def say_what_changed(run_folder, config):
+    """Says it in a line when a run goes on whose config.json is older than the weight and the crop of today."""
+    if not (pathlib.Path(run_folder) / "config.json").exists() or "crop" in training.read_config(run_folder):
+        return
+    side = config["image_size"] // STRIDE
+    weight = foreground_weight(side, side, config["sigma"])
+    print(f"{run_folder} was begun with a foreground weight of 82 (loss article) and crops padded by .1 to .3 of the "
+          f"body's height; it goes on with {weight:.1f} and {crops.MARGIN:g}.", flush=True)
 
 
 def training_batches(folder, config, strategy, start_step):
@@ -155,7 +175,7 @@ def training_batches(folder, config, strategy, start_step):
         return preprocess.training_dataset(
             folder, image_size=config["image_size"], sigma=config["sigma"], batch_size=batch_size,
             global_batch_size=config["batch_size"], seed=config["seed"], augmented=augmented,
-            start_step=start_step, limit=config["limit"],
+            start_step=start_step, limit=config["limit"], crop=config["crop"], rotation=config["rotation"],
             num_workers=context.num_input_pipelines, worker=context.input_pipeline_id)
 
     return training.distribute(strategy, make_dataset, config["batch_size"])
@@ -165,16 +185,17 @@ def validate(predict, folder, config, strategy):
     """({"val_pckh", ...}, picture uint8) of the validation split: figures of `evaluate.summarize`, the first to
     judge by, and skeletons.
 
-    With `limit`, of the training pictures themselves: a model must be able to overfit a few pictures.
+    With `limit`, of the training pictures themselves, cropped as for training: a model must be able to overfit a few
+    pictures.
     """
     split = "train" if config["limit"] else "val"
     body = poses.body_of(folder)
     batches = evaluate.batches(folder, split, strategy, config, batch_size=config["batch_size"],
                                limit=config["limit"])
     found = evaluate.collect(predict, batches, strategy)
-    metrics = {f"val_{name}": value for name, value in evaluate.summarize(found, body).items()}
+    metrics = {f"val_{name}": value for name, value in evaluate.summarize(found, body, config["metric"]).items()}
     shown = range(min(SAMPLES, len(found["index"])))
-    samples, _ = evaluate.draw_persons(folder, split, found, body, shown, side=192)
+    samples, _ = report.draw_persons(folder, split, found, body, shown, evaluate.crop_of(config), side=192)
     return metrics, samples
 
 
@@ -224,6 +245,10 @@ def define_flags():
     flags.DEFINE_enum("loss", DEFAULTS["loss"], list(LOSSES), "The article's loss, in which Gaussians weigh more, "
                       "or the plain mean squared error.")
     flags.DEFINE_bool("augment", DEFAULTS["augment"], "Augment the training pictures; default: not with --limit.")
+    flags.DEFINE_enum("crop", DEFAULTS["crop"], crops.CROPS, "What training sees: the article's crop around the "
+                      "joints, or the square around the annotated centre, as evaluation.")
+    flags.DEFINE_float("rotation", DEFAULTS["rotation"], "Degrees by which augmentation turns pictures either way, at "
+                       "most; 180 for people who stand on their heads.", lower_bound=0.0, upper_bound=180.0)
     flags.DEFINE_enum("optimizer", DEFAULTS["optimizer"], ["rmsprop", "adam"], "The paper's RMSprop, or Adam.")
     flags.DEFINE_enum("schedule", DEFAULTS["schedule"], ["constant", "cosine", "step"],
                       "Of the learning rate; step divides it by 5 after 0.7 and 0.9 of the training.")
@@ -249,10 +274,7 @@ def main(args):
     poses.body_of(folder)  # refuses records of another kind
     config = make_config({**values, "tfrecords": str(folder)}, records.read_manifest(folder))
     run_folder = pathlib.Path(flags.run or pathlib.Path("runs") / "hourglass" / pathlib.Path(name).name)
-    metrics = train(run_folder, config, strategy)
-    if metrics:
-        metric = "OKS AP" if config["metric"] == "oks" else evaluate.METRICS[config["metric"]].name
-        print(f"{metric} {next(iter(metrics.values())):.3f} on the validation persons")
+    train(run_folder, config, strategy)
     pictures = sorted((run_folder / "samples").glob("epoch_*.png"))
     if pictures:
         print(f"skeletons drawn, annotated and predicted: {pictures[-1]}")

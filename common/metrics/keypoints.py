@@ -92,6 +92,29 @@ def exchanged(predicted, truth, visible, reference_length, pairs, threshold):
     return counts
 
 
+def best_places(joints_xy, radii, grid=64):
+    """[K, 2]: for each joint the place, of grid x grid in the unit square, that is within most of its radii.
+
+    joints_xy [P, K, 2] in shares of the square; radii [P, K], NaN where a joint does not count. Places are the middles
+    of the cells; of equal ones the first, row by row.
+    """
+    middles, places = (np.arange(grid) + 0.5) / grid, []
+    for (x, y), radius in zip(np.moveaxis(joints_xy, 0, -1), np.transpose(radii)):
+        # A disc is an interval of columns in each row: +1 at its first column, -1 behind its last.
+        with np.errstate(invalid="ignore"):
+            half = np.sqrt(radius[:, None] ** 2 - (middles - y[:, None]) ** 2)                      # [P, grid]
+        person, row = np.nonzero(half >= 0)
+        half, x = half[person, row], x[person]
+        first = np.clip(np.ceil((x - half) * grid - 0.5), 0, grid).astype(int)
+        behind = np.clip(np.floor((x + half) * grid - 0.5) + 1, first, grid).astype(int)
+        steps = np.zeros([grid, grid + 1], int)
+        np.add.at(steps, (row, first), 1)
+        np.add.at(steps, (row, behind), -1)
+        row, column = np.unravel_index(np.argmax(steps[:, :-1].cumsum(axis=1)), [grid, grid])
+        places.append([middles[column], middles[row]])
+    return np.array(places)
+
+
 def oks_lengths(area, sigmas):
     """[P, K]: lengths in which a joint at distance d has the similarity exp(-d**2 / 2), COCO's.
 

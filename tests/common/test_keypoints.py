@@ -128,6 +128,21 @@ def test_exchanged_by_hand():
     assert keypoints.exchanged(predicted, truth, visible, lengths * 0, [(0, 1)], 0.5) == [(0, 0)]
 
 
+# Answers that do not look.
+
+def test_best_places_are_those_that_a_search_finds():
+    """Against all cells of the grid in a loop; joints beyond the square, some that do not count."""
+    rng = np.random.default_rng(3)
+    joints, radii = rng.normal(0.5, 0.3, (40, 3, 2)), rng.uniform(0.02, 0.3, (40, 3))
+    radii[rng.random((40, 3)) < 0.3] = np.nan
+    found, middles = keypoints.best_places(joints, radii, grid=16), (np.arange(16) + 0.5) / 16
+    for joint in range(3):
+        counts = np.array([[np.sum(np.hypot(x - joints[:, joint, 0], y - joints[:, joint, 1]) <= radii[:, joint])
+                            for x in middles] for y in middles])
+        row, column = np.unravel_index(np.argmax(counts), counts.shape)
+        assert found[joint].tolist() == [middles[column], middles[row]] and counts.max() > 3
+
+
 # OKS.
 
 COCO_SIGMAS = np.array([.026, .025, .025, .035, .035, .079, .079, .072, .072, .062, .062, .107, .107, .087, .087,

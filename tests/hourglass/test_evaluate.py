@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from common import checkpoints
 from common.errors import UserError
-from hourglass import crops, demo, evaluate, poses, preprocess
+from hourglass import crops, demo, evaluate, poses, preprocess, report
 from hourglass.model import hourglass
 from hourglass.postprocess import mirrored, postprocess
 
@@ -66,8 +66,8 @@ def truth(folder):
 def test_truth_is_perfect_in_every_metric(folder, truth):
     assert truth["index"].tolist() == list(range(PERSONS)) and truth["predicted"].shape == (PERSONS, 16, 2)
     assert (truth["visible"] == 0).any() and set(truth) == {
-        "index", "joints", "visible", "head_size", "scale", "area", "box", "image_id", "person_id", "predicted",
-        "scores"}
+        "index", "joints", "visible", "head_size", "scale", "area", "box", "image_id", "person_id", "to_picture",
+        "predicted", "scores"}
     assert evaluate.summarize(truth, poses.body_of(folder)) == {"pckh": 1, "pckh_no_pelvis_thorax": 1}
     assert evaluate.summarize(truth, BODY, "pck") == {"pck": 1, "pck_no_pelvis_thorax": 1}
     with_sigmas = BODY._replace(metric="oks", sigmas=[0.07] * 16)
@@ -106,7 +106,7 @@ def test_feet_on_one_spot(truth):
     counts = evaluate.left_and_right(found, BODY, "pckh")["left_ankle, right_ankle"]
     assert counts["predicted on one spot"] == [1, PERSONS - 1]
     assert counts["predicted on one spot, one of them annotated"] == [1, 1]
-    assert evaluate.share(*counts["predicted on one spot"]) == "1 of 6 (16.7%)" and evaluate.share(0, 0) == "-"
+    assert report.share(*counts["predicted on one spot"]) == "1 of 6 (16.7%)" and report.share(0, 0) == "-"
 
 
 def test_joints_come_back_to_the_picture(folder):
@@ -193,6 +193,102 @@ def test_pck_needs_both_ends_of_the_torso(truth):
         assert evaluate.summarize({**found, "predicted": off}, BODY, "pck")["pck"] == right
 
 
+def test_answers_that_do_not_look(truth):
+    """Four persons whose crops differ in place and size; one joint of the first is somewhere else, one is unknown."""
+    size, joints = 64, np.tile(np.linspace(10, 50, 16)[:, None], (4, 1, 2))                 # in the crops
+    joints[:, :, 1] += 3
+    joints[0, 4] += [12, -8]
+    zoom, start = np.array([1, 2, 0.5, 3]), np.array([[0, 0], [50, 20], [7, 9], [-30, 10.0]])
+    matrices = np.concatenate([zoom[:, None, None] * np.eye(2), start[..., None]], axis=2).astype(np.float32)
+    visible = np.full([4, 16], 2)
+    visible[3, 4] = 0
+    found = {"joints": np.stack([crops.move(*pair) for pair in zip(matrices.astype(float), joints)]),
+             "visible": visible, "to_picture": matrices, "head_size": 4.0 * zoom, "scale": zoom, "index": np.arange(4)}
+    figures = evaluate.without_looking(found, BODY, "pckh", size)
+    # Within 2 pixels of the crop: the mean of (12, -8), 0 and 0 is right for nobody, one of the places for two.
+    assert figures["mean pose"]["pckh"] == pytest.approx(60 / 63)
+    assert figures["best fixed place"]["pckh"] == pytest.approx(62 / 63)
+    assert list(evaluate.without_looking(truth, BODY._replace(sigmas=[0.07] * 16), "oks", 64)["mean pose"]) \
+        == ["oks_ap", "oks_ap50"]
+    # Heads of nobody: no figure, and no warning either.
+    nothing = evaluate.without_looking({**found, "head_size": 0 * zoom}, BODY, "pckh", size)
+    assert all(np.isnan(value) for each in nothing.values() for value in each.values())
+
+
+def test_the_head_length_is_not_called_pckh(truth, tmp_path):
+    """Figures have boxes of their heads. Where a source has none, records have the distance of the head's ends."""
+    summary, _ = evaluate.details(truth, BODY, "pckh")
+    assert summary["name"] == "PCKh@0.5" and summary["unit"] == "head sizes"
+    source = demo.source(size=64, splits={"val": 3})
+
+    def load(index):
+        return source.load(index)._replace(head_size=0.0)
+
+    folder = poses.build_records(source._replace(load=load), tmp_path, progress=False).folder
+    found = collect(tell_truth, folder, tf.distribute.get_strategy())
+    ends = (found["visible"][:, [8, 9]] > 0).all(axis=1)
+    summary, _ = evaluate.details(found, BODY, "pckh")
+    assert ends.any() and f"upper_neck to head_top for {ends.sum()} of the persons" in summary["unit"]
+    assert summary["name"] == "PCK@0.5 of the head length" and "PCKh@" not in report.table(summary)
+    metric, meaning = evaluate.usable_metric(folder, "val", BODY)
+    assert metric == "pckh" and meaning.name == summary["name"]
+
+
+@pytest.mark.parametrize("missing, expected, said", [
+    ([], "pckh", ""), ([9], "pck", "in head sizes: PCK@0.2 is taken instead of PCKh@0.5"),
+    ([8, 2], "pck_height", "in head sizes: PCK@0.05 of the height is taken instead of PCKh@0.5")])
+def test_a_metric_that_can_be_measured(missing, expected, said, tmp_path, capsys):
+    """Nobody's head is annotated; nobody's torso either. In every one of them the truth has 1."""
+    source = demo.source(size=64, splits={"val": 3})
+
+    def load(index):
+        person = source.load(index)
+        person.visible[missing] = 0
+        return person._replace(head_size=0.0, visible=np.maximum(person.visible, np.eye(16, dtype=int)[0]))
+
+    folder = poses.build_records(source._replace(load=load), tmp_path, progress=False).folder
+    metric, _ = evaluate.usable_metric(folder, "val", poses.body_of(folder))
+    assert metric == expected and said in capsys.readouterr().out
+    found = collect(tell_truth, folder, tf.distribute.get_strategy())
+    assert evaluate.summarize(found, BODY, metric)[metric] == 1
+    if missing:
+        text = report.table(evaluate.details(found, BODY, metric)[0])
+        assert f"nan: no person counts who has {', '.join(BODY.labels[joint] for joint in sorted(missing))}" in text
+    lengths = evaluate.reference_lengths({"scale": np.array([0.4])}, BODY, "pck_height")
+    assert lengths.tolist() == [80]                                     # a scale of 1 is 200 pixels
+
+
+def test_oks_of_crowds_and_of_persons_without_area(truth):
+    """COCO's evaluation counts 20 answers a picture; who has no area has no similarity, and is left out."""
+    body = BODY._replace(metric="oks", sigmas=[0.07] * 16)
+    many = {key: np.concatenate([value] * 4) for key, value in truth.items()}
+    many["image_id"] = np.array([5] * 21 + [6] * 7)
+    summary, _ = evaluate.details(many, body, "oks")
+    assert "1 pictures have more than 20 persons; AP and AR count 20 answers, as" in report.table(summary)
+    assert "more than 20" not in report.table(evaluate.details(truth, body, "oks")[0])
+    area = truth["area"].copy()
+    area[:3] = 0
+    summary, _ = evaluate.details({**truth, "area": area}, body, "oks")
+    assert summary["oks_ap"] == pytest.approx(1) and summary["left_out"]["persons without reference length"] == 3
+
+
+def test_a_run_with_limit_is_evaluated_on_what_it_saw(folder):
+    strategy = tf.distribute.get_strategy()
+    for config, crop in (({}, "center"), ({"limit": 0, "crop": "article"}, "center"), ({"limit": 2}, "article"),
+                         ({"limit": 2, "crop": "article"}, "article"), ({"limit": 2, "crop": "center"}, "center")):
+        assert evaluate.crop_of(config) == crop
+    config = {"limit": 2, "image_size": 64}
+    batch = next(iter(evaluate.batches(folder, "train", strategy, config, batch_size=2)))
+    example = preprocess.training_dataset(folder, image_size=64, batch_size=2, seed=0, augmented=False, limit=2)
+    shown = next(iter(example))[0].numpy()
+    for image in batch["images"].numpy():
+        assert any(np.array_equal(image, other) for other in shown)
+    found = {**batch, "index": np.arange(2), "predicted": batch["joints"]}
+    pictures = [report.draw_persons(folder, "train", {key: np.asarray(found[key]) for key in found}, BODY, [0], crop)[0]
+                for crop in crops.CROPS]
+    assert not np.array_equal(*pictures)
+
+
 def test_worst_best_and_random(folder, truth):
     """Person p is off by p tenths of its head: in units of the threshold 0.2 p, at most 2."""
     off = truth["joints"] + (0.1 * np.arange(PERSONS) * truth["head_size"])[:, None, None] * [0.6, 0.8]
@@ -202,9 +298,9 @@ def test_worst_best_and_random(folder, truth):
     errors = evaluate.person_errors(found, BODY, "pckh")
     np.testing.assert_allclose(errors, [0, 0.2, 0.4, 0.6, np.nan, 1.0, 1.2], rtol=1e-4)
     assert evaluate.person_errors({**found, "predicted": off + 1e4}, BODY, "pckh")[0] == 2
-    chosen = evaluate.choose_samples(errors, 3)
+    chosen = report.choose_samples(errors, 3)
     assert chosen["worst"].tolist() == [6, 5, 3] and chosen["best"].tolist() == [0, 1, 2]
-    picture, names = evaluate.draw_persons(folder, "val", truth, BODY, [6, 0, 6], side=96)
+    picture, names = report.draw_persons(folder, "val", truth, BODY, [6, 0, 6], side=96)
     assert names == ["000008.jpg", "000002.jpg", "000008.jpg"]           # after two of train
     assert picture.shape == (96, 3 * 192 + 8, 3)
     np.testing.assert_array_equal(picture[:, :96], picture[:, 96:192])   # the prediction is the truth
@@ -213,11 +309,11 @@ def test_worst_best_and_random(folder, truth):
 
 def test_report_of_oks(folder, truth, tmp_path):
     body = BODY._replace(sigmas=[0.07] * 16)
-    summary, paths = evaluate.write_report(tmp_path, "val", truth, body, "oks", folder)
+    summary, paths = evaluate.write_report(tmp_path, "val", truth, body, "oks", folder, size=64)
     results = json.loads(paths["results"].read_text())
     assert len(results) == PERSONS and results[2]["image_id"] == 4       # the fifth picture, after two of train
     assert results[2]["keypoints"][:2] == pytest.approx((truth["joints"][2, 0] - 0.5).tolist())
-    text = evaluate.table(summary)
+    text = report.table(summary)
     assert "KS 0.5" in text and "AP 1.000  AP50 1.000" in text and "left_ankle, right_ankle" in text
     assert cv2.imread(str(paths["curves"])).std() > 10
 
@@ -234,7 +330,8 @@ def test_command(folder, tmp_path):
                           env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"})
     assert done.returncode == 0, done.stderr[-3000:]
     for words in ("PCKh@0.5", "all 16 joints", "14 joints, without pelvis and thorax", "mean of the joints",
-                  "7 persons, distances in head sizes", "exchanged", "left_ankle, right_ankle"):
+                  "7 persons, distances in head sizes", "exchanged", "left_ankle, right_ankle",
+                  "without looking, the mean pose: pckh ", "without looking, the best fixed place: pckh "):
         assert words in done.stdout, words
     summary = json.loads((run / "evaluation" / "val.json").read_text())
     predict = evaluate.make_predict(model, tf.distribute.get_strategy(), BODY.pairs, flip=True)

@@ -123,7 +123,7 @@ def test_large_squares_are_averaged_over_blocks_first(shape, shrink):
 
 @pytest.mark.parametrize("kind", ["jpeg", "png"])
 def test_large_squares_are_those_of_records(kind):
-    """One crop for training, evaluation and predict, whatever the file; in the PNG, dark stripes of a pixel come out as shade."""
+    """One crop for training, evaluation and predict; in the PNG, dark stripes of a pixel come out as a shade."""
     image = picture(700, 900, (20, 25))
     image[1::2] //= 4 if kind == "png" else 1
     data = tf.io.encode_png(image).numpy() if kind == "png" else tf.io.encode_jpeg(image, quality=95).numpy()

@@ -29,17 +29,26 @@ def small(tmp_path_factory):
 # Geometry.
 
 def test_the_articles_box_by_hand():
-    """Joints from (40, 60) to (90, 200), a body of 200 pixels, padding 0.2 of it: 40 pixels on each side."""
+    """Joints from (40, 60) to (90, 200), a body of 200 pixels, padding 1/8 of it: 25 pixels on each side."""
     joints = np.array([[40, 100], [90, 60], [70, 200], [0, 0]], float)
     visible = np.array([2, 1, 2, 0])
-    assert crops.joints_box(joints, visible, 1.0, 300, 300).tolist() == [0, 20, 130, 240]
-    assert crops.joints_box(joints, visible, 1.0, 120, 230).tolist() == [0, 20, 120, 230]    # inside the picture
+    assert crops.joints_box(joints, visible, 1.0, 300, 300).tolist() == [15, 35, 115, 225]
+    assert crops.joints_box(joints, visible, 1.0, 110, 220).tolist() == [15, 35, 110, 220]   # inside the picture
     assert crops.joints_box(joints, visible, 0.5, 300, 300, 0.3).tolist() == [10, 30, 120, 230]
     assert crops.joints_box(joints, visible * 0, 1.0, 300, 280).tolist() == [0, 0, 300, 280]
     assert crops.square_around((0, 20, 130, 240)) == (-45, 20, 220)       # nothing is stretched
     assert crops.square_around((0, 20, 130, 240), 1.5) == (-100, -35, 330)
     beyond = crops.joints_box(joints + 400, visible, 0.1, 300, 300)
     assert (beyond[2:] > beyond[:2]).all() and beyond.max() <= 300
+
+
+def test_both_crops_show_a_body_in_the_same_size():
+    """Who is as tall as his scale says: one eighth on each side makes 1.25 of the height in both crops."""
+    joints, visible = np.array([[100, 50], [120, 250.0]]), np.array([2, 2])
+    arguments = joints, visible, (110, 150), 1.0, 900, 900
+    assert crops.square_of("article", *arguments) == crops.square_of("center", *arguments) == (-15, 25, 250)
+    assert crops.square_of("center", joints, visible, (300, 150), 1.0, 900, 900) == (175, 25, 250)
+    assert crops.square_of("article", joints, visible, (300, 150), 1.0, 900, 900) == (-15, 25, 250)
 
 
 def test_square_for_evaluation():
@@ -84,16 +93,23 @@ def test_a_side_too_long_for_opencv():
 def test_reduced_decoding_keeps_things_in_place(shrink, size):
     """A white disc around (310.5, 200.5) on black."""
     image = cv2.circle(np.zeros([*size, 3], np.uint8), (310, 200), 60, (255, 255, 255), -1)
-    data = tf.io.encode_jpeg(image, quality=95).numpy()
-    small, factor = decoding.decode_reduced(data, shrink)
-    assert factor == min(8, 2 ** int(np.log2(shrink))) and small.shape[1] == -(-size[1] // factor)
-    rows, columns = np.nonzero(small[..., 0] > 127)
-    np.testing.assert_allclose([(columns.mean() + 0.5) * factor, (rows.mean() + 0.5) * factor], [310.5, 200.5],
-                               atol=0.15 * factor)
-    assert decoding.decode_reduced(tf.io.encode_png(image).numpy(), shrink)[1] == 1
-    view = crops.view(data, crops.to_picture((110, 0, 400), 50), 50)
-    rows, columns = np.nonzero(view[..., 0] > 127)
-    np.testing.assert_allclose([columns.mean() + 0.5, rows.mean() + 0.5], [200.5 / 8, 200.5 / 8], atol=0.15)
+    for data in (tf.io.encode_jpeg(image, quality=95).numpy(), tf.io.encode_png(image).numpy()):
+        small, factor = decoding.decode_reduced(data, shrink)
+        assert factor == min(8, 2 ** int(np.log2(shrink))) and small.shape[1] == -(-size[1] // factor)
+        rows, columns = np.nonzero(small[..., 0] > 127)
+        np.testing.assert_allclose([(columns.mean() + 0.5) * factor, (rows.mean() + 0.5) * factor], [310.5, 200.5],
+                                   atol=0.15 * factor)
+        view = crops.view(data, crops.to_picture((110, 0, 400), 50), 50)
+        rows, columns = np.nonzero(view[..., 0] > 127)
+        np.testing.assert_allclose([columns.mean() + 0.5, rows.mean() + 0.5], [200.5 / 8, 200.5 / 8], atol=0.15)
+
+
+def test_pictures_that_are_no_jpeg_are_averaged_over_blocks():
+    image = np.random.default_rng(0).integers(0, 256, [11, 14, 3], np.uint8)
+    small, factor = decoding.decode_reduced(tf.io.encode_png(image).numpy(), 5)
+    assert factor == 4 and small.shape == (3, 4, 3)
+    whole = np.pad(image, [(0, 1), (0, 2), (0, 0)], "edge").astype(float)    # the last block, filled up
+    np.testing.assert_allclose(small, whole.reshape(3, 4, 4, 4, 3).mean((1, 3)), atol=0.51)
 
 
 # Augmentation.
@@ -113,13 +129,14 @@ def test_joints_follow_the_pixels(monkeypatch):
     monkeypatch.setattr(augment, "GAIN", (1.0, 1.0))
     monkeypatch.setattr(augment, "TINT", (1.0, 1.0))
     data, joints, visible = dots()
+    square = crops.square_of("article", joints, visible, (0, 0), 0.6, 300, 200)
     order = augment.mirrored(np.arange(16), BODY.pairs)
     assert order.tolist() == [5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 15, 14, 13, 12, 11, 10]
     flips, seen = set(), 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        image, moved, now = preprocess.training_crop(data, joints, visible, 0.6, 300, 200, rng, 256, BODY.pairs)
-        _, flip = augment.draw_view(joints, visible, 0.6, 300, 200, np.random.default_rng(seed), 256)
+        image, moved, now = preprocess.training_crop(data, square, joints, visible, rng, 256, BODY.pairs)
+        _, flip = augment.draw_view(square, np.random.default_rng(seed), 256)
         flips.add(flip)
         assert image.shape == (256, 256, 3) and moved.dtype == np.float32 and (now == 2).all()
         for k, (x, y) in enumerate(moved):
@@ -129,18 +146,18 @@ def test_joints_follow_the_pixels(monkeypatch):
     assert flips == {True, False} and seen > 250
 
 
-def test_views_stay_in_their_ranges():
-    _, joints, visible = dots()
-    degrees, sides = [], []
-    for seed in range(200):
-        matrix, flip = augment.draw_view(joints, visible, 0.6, 300, 200, np.random.default_rng(seed), 64)
+@pytest.mark.parametrize("rotation, shift", [(30, 0.05), (180, 0.0), (0, 0.2)])
+def test_views_stay_in_their_ranges(rotation, shift):
+    degrees, sides, places = [], [], []
+    for seed in range(300):
+        matrix, flip = augment.draw_view((20, 10, 80), np.random.default_rng(seed), 64, rotation=rotation, shift=shift)
         linear = matrix[:, :2] @ np.diag([-1 if flip else 1, 1])
         degrees.append(np.degrees(np.arctan2(linear[0, 1], linear[0, 0])))
         sides.append(64 * np.sqrt(np.linalg.det(linear)))
-    assert -30 <= min(degrees) < -25 and 25 < max(degrees) <= 30
-    low, high = (max(np.ptp(crops.joints_box(joints, visible, 0.6, 300, 200, margin).reshape(2, 2), axis=0))
-                 for margin in augment.MARGINS)
-    assert 0.75 * low <= min(sides) < 0.85 * low and 1.15 * high < max(sides) <= 1.25 * high
+        places.append((crops.move(matrix, [32, 32]) - [60, 50]) / sides[-1])     # of the middle, in sides
+    assert -rotation <= min(degrees) <= -0.95 * rotation and 0.95 * rotation <= max(degrees) <= rotation
+    assert 0.75 * 80 <= min(sides) < 0.77 * 80 and 1.23 * 80 < max(sides) <= 1.25 * 80
+    assert 0.95 * shift - 1e-9 <= np.abs(places).max() <= shift + 1e-9
 
 
 def test_colours_are_multiplied_and_cut():
@@ -198,15 +215,20 @@ def test_training_batches(small):
     assert spec[0].shape == (4, 64, 64, 3) and spec[1]["heatmaps"].shape == (4, 16, 16, 16)
 
 
-def test_not_augmented_training_is_the_articles_box(small):
+@pytest.mark.parametrize("crop", crops.CROPS)
+def test_not_augmented_training_is_the_crop_as_it_is(small, crop):
     by_sum = {}
     for item in records.dataset(small, "train"):
         example = {key: value.numpy() for key, value in poses.parse(item["record"], 16).items()}
-        box = crops.joints_box(example["joints"], example["visible"], example["scale"], 96, 96)
-        matrix = crops.to_picture(crops.square_around(box), 64)
+        if crop == "article":
+            box = crops.joints_box(example["joints"], example["visible"], example["scale"], 96, 96)
+            square = crops.square_around(box)
+        else:
+            square = crops.crop_box(example["center"].astype(float), example["scale"])
+        matrix = crops.to_picture(square, 64)
         image = crops.view(example["image_bytes"], matrix, 64)
         by_sum[int(image.sum())] = image, crops.move(crops.invert(matrix), example["joints"]), example["visible"]
-    (images, targets), = batches(small, 1, augmented=False)
+    (images, targets), = batches(small, 1, augmented=False, crop=crop)
     found, scores = heatmaps.peaks(targets["heatmaps"])
     for i in range(4):
         image, joints, visible = by_sum[int(np.rint(images[i] * 255).sum())]
@@ -214,6 +236,10 @@ def test_not_augmented_training_is_the_articles_box(small):
         shown = (visible > 0) & ((joints >= 4) & (joints < 60)).all(axis=1)
         np.testing.assert_allclose(found[i][shown] * 4, joints[shown], atol=1.01)    # a quarter of a heatmap pixel
         assert (scores[i].numpy()[shown] == 1).all() and not scores[i].numpy()[visible == 0].any()
+    # With the same crop, evaluation sees the very pixels that training saw.
+    for batch in preprocess.evaluation_dataset(small, "train", image_size=64, batch_size=4, crop=crop):
+        for image in batch["images"].numpy()[batch["index"].numpy() >= 0]:
+            np.testing.assert_allclose(image * 255, by_sum[int(np.rint(image * 255).sum())][0], atol=1e-3)
 
 
 def test_evaluation_batches(small):
