@@ -77,10 +77,14 @@ def output_names(model):
 
 
 def read(data, image_shape):
-    """float32 [H, W, C] in 0..1 of an encoded picture, in the graph: resized over areas, gray if C is 1."""
-    image = tf.cast(export.decode_picture(data), tf.float32) / 255
-    image = tf.image.resize(image, image_shape[:2], method="area")
-    return tf.image.rgb_to_grayscale(image) if image_shape[2] == 1 else image
+    """float32 [H, W, C] in 0..1 of an encoded picture, in the graph: on white, resized and gray as `sources.fit`."""
+    image = tf.cast(export.decode_picture(data, on_white=True), tf.float32)
+    smaller = tf.minimum(tf.shape(image)[:2], image_shape[:2])
+    image = tf.round(tf.image.resize(image[tf.newaxis], smaller, method="area")[0])
+    image = tf.round(tf.image.resize(image, image_shape[:2], method="bilinear"))
+    if image_shape[2] == 1:
+        image = tf.round(tf.reduce_sum(image * [0.299, 0.587, 0.114], axis=-1, keepdims=True))
+    return tf.ensure_shape(image, image_shape) / 255
 
 
 def write_bundle(folder, model, config):
@@ -162,7 +166,8 @@ A new version in this folder is loaded as soon as it has its number.
 | `decoder` | `code` | `pictures` |
 | `image_bytes` | JPEG or PNG files of any size up to {max_pixels} pixels | `pictures`, `code` |
 
-Files are resized to the network's size. What is no picture, or too large, fails its whole request with
+Files are laid on white where they are transparent and resized to the network's size; they are not turned as EXIF may
+say. What is no picture, or too large, fails its whole request with
 INVALID_ARGUMENT (HTTP 400). MNIST's digits are white on black; so must be what is sent to a network that learnt
 them.
 

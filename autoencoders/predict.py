@@ -2,8 +2,8 @@
 
     python -m autoencoders.predict --run runs/autoencoders/mnist digit.png folder/ "more/*.png"
 
-Pictures are turned as their EXIF orientation says, made gray where the network is, and resized to its size. B
-batch, H, W, C picture.
+Pictures are turned as their EXIF orientation says, laid on white where they are transparent, made gray where the
+network is, and resized to its size, as those of the records. B batch, H, W, C picture.
 """
 
 import functools
@@ -91,7 +91,7 @@ def predict(arguments, reconstruct, config, out, *, batch_size=64, invert=False,
         report(f"unreadable: {name}: {reason}")
 
     with writer.Writer(out, "codes.jsonl", arguments) as written:
-        for batch in _batches(media.frames(arguments, on_unreadable), batch_size):
+        for batch in _batches(media.frames(arguments, on_unreadable, on_white=True), batch_size):
             pictures = np.stack([sources.fit(frame.image, config["image_shape"]) for frame in batch])
             found = reconstruct(255 - pictures if invert else pictures)
             for index, frame in enumerate(batch):

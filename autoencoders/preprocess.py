@@ -10,6 +10,7 @@ Articles: `x_train.astype('float32') / 255`, which the dense autoencoder's listi
 B batch, H, W, C picture, D latent_dim.
 """
 
+import array
 import pathlib
 import re
 import shlex
@@ -20,7 +21,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from autoencoders import sources
-from common import cli, drawing, records
+from common import building, cli, drawing, records, splits
 from common.errors import UserError
 
 KIND = "small pictures"
@@ -197,22 +198,35 @@ def build(name, source=None, folder=None, *, shards=1, image_size=None, channels
     """
     folder = pathlib.Path(folder or records.default_folder(name, KIND))
     found = sources.find(name, source, image_size=image_size, channels=channels, skip_bad=skip_bad, seed=seed)
+    keys = {split: array.array("d") for split in found.splits}  # a number for each picture, the same for its copies
+
+    def serialized(split, pictures):
+        for picture in pictures:
+            keys[split].append(splits.fraction(picture[0].tobytes()))
+            yield encode_example(*picture)
+
     with records.RecordWriter(folder, kind=KIND, labels=found.labels, source=found.origin,
                               builder="autoencoders.preprocess") as writer:
         writer.manifest["image_shape"] = list(found.image_shape)
         for split, (count, pictures) in found.splits.items():
-            examples = (encode_example(*picture) for picture in pictures)
+            examples = serialized(split, pictures)
             shown = tqdm(examples, total=count, desc=f"{folder.name} {split}", unit="picture", file=sys.stderr,
                          disable=not sys.stderr.isatty())
             writer.write_split(split, shown, total=count, num_shards=shards)
-        writer.manifest["skipped"] = found.skipped
+        left_out, shared = building.summarize(found.left_out), splits.shared(keys)
+        writer.manifest.update(skipped=found.skipped, left_out=left_out, repaired=found.repaired, shared=shared,
+                               notes=found.notes)
         writer.publish()
     height, width, channels = found.image_shape
     for split, (count, _) in found.splits.items():
         print(f"{folder}: {split} {count} pictures of {width} x {height}, {channels} "
               f"channel{'s' * (channels > 1)}")
-    for entry in found.skipped:
-        print(f"skipped: {entry['reason']}")
+    lines = [f"labels: {', '.join(found.labels[:20]) or 'none'}{', ...' if len(found.labels) > 20 else ''}",
+             *building.left_out_lines(left_out),
+             *(f"repaired: {what}: {times}" for what, times in found.repaired.items()),
+             *building.skipped_lines(found.skipped), *(f"note: {note}" for note in found.notes),
+             *splits.shared_lines(shared, "pictures")]
+    print("\n".join(lines))
     return folder
 
 
@@ -250,7 +264,7 @@ def define_flags():
     flags.DEFINE_bool("skip_bad", False, "Leave out, and list, pictures that cannot be used.")
     flags.DEFINE_bool("visualize", False, "Draw the first training pictures.")
     flags.DEFINE_float("noise", 0.0, "Standard deviation of the noise that --visualize adds.", lower_bound=0.0)
-    flags.DEFINE_integer("seed", 0, "Seed of made-up digits.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "Seed of the split and of made-up digits.", lower_bound=0)
 
 
 def main(args):
@@ -261,6 +275,10 @@ def main(args):
                         "which --source then names.")
     if flags.channels not in (None, 1, 3):
         raise UserError(f"--channels must be 1 or 3; {flags.channels} came.")
+    if not flags.source and (flags.image_size or flags.channels or flags.skip_bad):
+        raise UserError("--image_size, --channels and --skip_bad are for a folder of pictures. Add --source.")
+    if flags.noise and not flags.visualize:
+        raise UserError("--noise is what --visualize adds; records have none. Add --visualize, or give it to train.")
     folder = pathlib.Path(flags.out or records.default_folder(flags.dataset, KIND))
     if flags.source or not (flags.visualize and (folder / records.MANIFEST).is_file()):
         build(flags.dataset, flags.source, folder, shards=flags.shards, image_size=parse_size(flags.image_size),

@@ -16,7 +16,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from autoencoders import export as autoencoder_export
-from autoencoders import predict
+from autoencoders import predict, sources
 from autoencoders.model import build, code_of, probs
 from common import export, training
 from common.errors import UserError
@@ -93,6 +93,19 @@ def test_files_of_any_size_are_resized(bundle):
     for i, tolerance in enumerate((1e-4, 1e-4, 2e-2)):
         np.testing.assert_allclose(found["pictures"][i], expected["pictures"][0], atol=tolerance)
         np.testing.assert_allclose(found["code"][i], expected["code"][0], atol=tolerance)
+
+
+@pytest.mark.parametrize("size", [(56, 84), (31, 45), (9, 11), (90, 12), (28, 28)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_bundle_reads_files_as_the_records_are_built(tmp_path, size, channels):
+    """Transparent, larger, smaller, and larger on one side: what `sources` makes of a file, to a level of 255."""
+    rgba = cv2.GaussianBlur(RNG.integers(0, 256, (*size, 4), np.uint8), (0, 0), 1)
+    rgba[..., 3] = RNG.choice(np.array([0, 100, 255], np.uint8), size)
+    cv2.imwrite(str(tmp_path / "a.png"), rgba)
+    expected = sources.fit(sources.read_picture(tmp_path / "a.png"), (28, 28, channels))
+    found = autoencoder_export.read(tf.constant((tmp_path / "a.png").read_bytes()), (28, 28, channels))
+    assert np.abs(found.numpy() * 255 - expected.astype(float)).max() < 1.01
+    assert expected.std() > 10 and sources.read_picture(tmp_path / "a.png", on_white=False).mean() < 140
 
 
 def test_grpc_and_rest(bundle, server):
@@ -210,6 +223,21 @@ def test_predict_writes_pairs_and_codes(run, tmp_path):
     pair = cv2.imread(str(tmp_path / "out" / "digit.png"), cv2.IMREAD_GRAYSCALE)
     np.testing.assert_array_equal(pair[:56:2, :56:2], digit)                     # above: in, enlarged twice
     np.testing.assert_allclose(pair[58::2, :56:2], expected["pictures"][0, ..., 0] * 255, atol=0.51)
+
+
+def test_predict_lays_pictures_on_white(tmp_path):
+    rgba = RNG.integers(0, 256, (30, 30, 4), np.uint8)
+    cv2.imwrite(str(tmp_path / "clear.png"), rgba)
+    config, seen = config_of("dense"), []
+    model = random_model(config)
+
+    def reconstruct(pictures):
+        seen.append(pictures)
+        return predict.make_reconstruct(model)(pictures)
+
+    predict.predict([str(tmp_path / "clear.png")], reconstruct, config, tmp_path / "out")
+    np.testing.assert_array_equal(seen[0][0], sources.fit(sources.read_picture(tmp_path / "clear.png"), (28, 28, 1)))
+    assert seen[0].mean() > 150  # half white, half the mean of all colours
 
 
 def test_predict_inverts_and_adds_noise(run, tmp_path):
