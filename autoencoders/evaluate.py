@@ -123,7 +123,8 @@ def summarize(found, config):
             if name in found}
     total = sum(mean.values())
     summary = {"pictures": len(found["reconstruction"]), **mean, "loss": total,
-               "reconstruction_per_pixel": mean["reconstruction"] / pixels, "psnr": finite_mean(found["psnr"])}
+               "reconstruction_per_pixel": mean["reconstruction"] / pixels, "psnr": finite_mean(found["psnr"]),
+               "exact": int(np.sum(~np.isfinite(found["psnr"])))}
     if "kl" in mean:
         summary["elbo"] = -total
     if config["noise"]:
@@ -132,8 +133,38 @@ def summarize(found, config):
 
 
 def finite_mean(values):
-    """The mean of those that are finite: a picture that comes back to the last bit has an infinite PSNR."""
+    """The mean of those that are finite, None without: a picture that comes back to the last bit has an infinite
+    PSNR, and is counted as "exact"."""
     return float(np.mean(values[np.isfinite(values)], dtype=np.float64)) if np.isfinite(values).any() else None
+
+
+def measure_trivial(folder, split, limit=0):
+    """What needs no network, a dict of plain numbers, nats per picture and dB.
+
+    "least_reconstruction": cross-entropy of the pictures with themselves, which no network can go below.
+    "mean_reconstruction", "mean_psnr": of answering each with the mean of all, the best constant answer.
+    """
+    shape = preprocess.image_shape(folder)
+
+    def batches():
+        stream = records.dataset(folder, split, epochs=1, limit=limit).map(lambda item: item["record"]).batch(1024)
+        for batch in preprocess.untuned(stream):
+            yield preprocess.parse_batch(batch, shape)[0].numpy().astype(np.float64)
+
+    def entropy(images):
+        """Of each pixel, in nats."""
+        return -sum(part * np.log(np.where(part > 0, part, 1)) for part in (images, 1 - images))
+
+    count, total, least = 0, 0, 0
+    for images in batches():
+        count, total, least = count + len(images), total + images.sum(axis=0), least + entropy(images).sum()
+    mean = total / count
+    errors = np.concatenate([np.square(images - mean).mean(axis=(1, 2, 3)) for images in batches()])
+    with np.errstate(divide="ignore"):
+        psnr = finite_mean(-10 * np.log10(errors))
+    # Cross-entropy is linear in the pictures: its mean with a constant answer is that of their mean.
+    return {"least_reconstruction": float(least / count), "mean_reconstruction": float(entropy(mean).sum()),
+            "mean_psnr": psnr}
 
 
 def measure_importance(model, folder, split, config, *, num_samples, limit):
@@ -160,12 +191,13 @@ def decode(model, codes, batch_size=500):
     return np.concatenate(parts)
 
 
-def measure_holes(model, config, folder, found, seed=0):
+def measure_holes(model, config, folder, found, *, limit=0, seed=0):
     """(dict of `holes.measure`, pictures of the random codes): what random codes of this run decode to.
 
-    found: of `collect`. The codes of a plain autoencoder are drawn from those of training pictures.
+    found: of `collect`. limit: training pictures that the run has seen, 0 for all. The codes of a plain autoencoder
+    are drawn from those of training pictures.
     """
-    held = records.count(folder, "train", limit=config["limit"])
+    held = records.count(folder, "train", limit=limit)
     references, ids = preprocess.read_split(folder, "train", limit=few(held, config, 4 * PIXELS))
     references = references.astype(np.float32) / 255
     variational = config["model"] in VARIATIONAL
@@ -175,7 +207,7 @@ def measure_holes(model, config, folder, found, seed=0):
         for i in range(0, min(len(references), 10_000), size)])
     drawn = holes.random_codes(codes, few(RANDOM_CODES, config), variational=variational, seed=seed)
     samples = decode(model, drawn)
-    return holes.measure(samples, found["pictures"], references, ids), samples
+    return holes.measure(samples, found["pictures"], references, ids, seed), samples
 
 
 def draw(model, config, found, samples, labels, title):
@@ -194,9 +226,10 @@ def draw(model, config, found, samples, labels, title):
 
 def table(summary):
     """The summary as text."""
-    lines = [f"{summary['pictures']} pictures; nats per picture"]
-    lines.append(f"reconstruction  {summary['reconstruction']:9.3f}   ({summary['reconstruction_per_pixel']:.5f} "
-                 "a pixel)")
+    lines = [f"{summary['pictures']} pictures; nats per picture",
+             f"reconstruction  {summary['reconstruction']:9.3f}   ({summary['reconstruction_per_pixel']:.5f} a pixel; "
+             f"of the mean picture {summary['mean_reconstruction']:.3f}, the least there can be "
+             f"{summary['least_reconstruction']:.3f})"]
     if "kl" in summary:
         lines += [f"KL              {summary['kl']:9.3f}", f"total           {summary['loss']:9.3f}",
                   f"ELBO            {summary['elbo']:9.3f}"]
@@ -205,20 +238,37 @@ def table(summary):
                      f"weighted samples; ELBO {summary['importance_elbo']:.3f} on the same "
                      f"{summary['importance_pictures']} pictures)")
     if summary["psnr"] is not None:
-        noisy = f"   (of the noisy pictures {summary['psnr_inputs']:.2f})" if "psnr_inputs" in summary else ""
-        lines.append(f"PSNR            {summary['psnr']:9.2f} dB{noisy}")
-    if "holes" in summary:
-        found = summary["holes"]
-        lines.append(f"holes           {found['share']:9.3f}   (share of {found['samples']} random codes that "
-                     f"decode to no picture; distance {found['distance']:.4f}, usual "
-                     f"{found['usual_distance']:.4f})")
-        if found["agreement"] is not None:
-            lines.append(f"agreement       {found['agreement']:9.3f}   (labels of the nearest 10; of "
-                         f"reconstructions {found['usual_agreement']:.3f})")
-    return "\n".join(lines)
+        others = {"of the noisy pictures": summary.get("psnr_inputs"), "of the mean picture": summary["mean_psnr"]}
+        others = "; ".join(f"{what} {value:.2f}" for what, value in others.items() if value is not None)
+        lines.append(f"PSNR            {summary['psnr']:9.2f} dB" + (f"   ({others})" if others else ""))
+    if summary["exact"]:
+        lines.append(f"exact           {summary['exact']:9d}   (pictures that come back to the last bit: their PSNR is "
+                     "infinite, and not in the mean)")
+    return "\n".join(lines + (hole_lines(summary["holes"], summary["split"]) if "holes" in summary else []))
 
 
-def write_beside(path, model_samples, summary, config, other, folder, seed):
+def hole_lines(found, split):
+    """What `holes.measure` found, as lines of text."""
+    beside = ("would be in one" if found["mean_share"] else
+              "would be in none: the share says nothing about this network")
+    lines = [f"holes           {found['share']:9.3f}   (share of {found['samples']} random codes that decode to no "
+             f"picture: farther from each of {found['references']} training pictures than {found['limit']:.4f}, as 5 % "
+             f"of {found['reconstructions']} reconstructions; the mean picture, at {found['mean_distance']:.4f}, "
+             f"{beside})",
+             f"distance        {found['distance']:9.4f}   (of reconstructions {found['usual_distance']:.4f}; medians, "
+             "root of the mean squared difference of pixels in 0..1)",
+             f"variety         {found['variety']:9.3f}   (different nearest training pictures, a code; of "
+             f"reconstructions {found['usual_variety']:.3f})"]
+    if found["agreement"] is not None:
+        lines.append(f"agreement       {found['agreement']:9.3f}   (labels of the nearest {found['neighbours']}; of "
+                     f"reconstructions {found['usual_agreement']:.3f}, by chance {found['chance_agreement']:.3f})")
+    if split == "train":
+        lines.append("The reconstructions are of training pictures, which lie nearer than others: held-out ones would "
+                     "have fewer holes.")
+    return lines
+
+
+def write_beside(path, model_samples, summary, config, other, folder, *, limit, seed):
     """Draws this run's random samples left of those of the run folder `other`, with both shares of holes."""
     model, theirs = predict.load_run(other)
     if theirs["image_shape"] != config["image_shape"]:
@@ -227,7 +277,7 @@ def write_beside(path, model_samples, summary, config, other, folder, seed):
     strategy = tf.distribute.get_strategy()
     dataset = batches(folder, summary["split"], strategy, theirs, batch_size=100, limit=HELD_OUT)
     found = collect(make_evaluate(model, strategy), dataset, strategy, few(HELD_OUT, config))
-    measured, samples = measure_holes(model, theirs, folder, found, seed)
+    measured, samples = measure_holes(model, theirs, folder, found, limit=limit, seed=seed)
     titles = [f"{each['model']}, {each['latent_dim']} numbers: holes {share:.2f}"
               for each, share in ((config, summary["holes"]["share"]), (theirs, measured["share"]))]
     drawing.write_png(path, figures.beside(figures.tiles(model_samples[:100]), figures.tiles(samples[:100]),
@@ -271,13 +321,14 @@ def main(args):
     limit = flags.limit or (config["limit"] if limited and split == "train" else 0)
     dataset = batches(folder, split, strategy, config, batch_size=flags.batch_size, limit=limit)
     found = collect(make_evaluate(model, strategy), dataset, strategy, few(HELD_OUT, config))
-    summary, samples = {"split": split, **summarize(found, config)}, None
+    summary, samples = {"split": split, **summarize(found, config), **measure_trivial(folder, split, limit)}, None
     if config["model"] in VARIATIONAL and flags.importance_pictures:
         count = min(flags.importance_pictures, summary["pictures"])
         summary |= measure_importance(model, folder, split, config, num_samples=flags.importance_samples,
                                       limit=count)
+    seen = {"limit": config["limit"] if limited else 0, "seed": flags.seed}
     if flags.holes or flags.beside:
-        summary["holes"], samples = measure_holes(model, config, folder, found, flags.seed)
+        summary["holes"], samples = measure_holes(model, config, folder, found, **seen)
     print(table(summary))
     out = pathlib.Path(flags.out or pathlib.Path(flags.run) / "evaluation")
     out.mkdir(parents=True, exist_ok=True)
@@ -289,8 +340,7 @@ def main(args):
     if flags.beside:
         path = out / f"{split}_samples_beside.png"
         summary["beside"] = {"run": flags.beside, **write_beside(path, samples, summary, config, flags.beside,
-                                                                 folder,
-                                                                 flags.seed)}
+                                                                 folder, **seen)}
         print(f"{path}: {flags.beside} has holes {summary['beside']['share']:.3f}")
     files.write_json(out / f"{split}.json", summary)
     print(out / f"{split}.json")

@@ -5,7 +5,11 @@ unlikely to produce a valid image". Measured: the share of random codes whose pi
 training picture than 95 % of the model's own reconstructions of held-out pictures do. Codes as good as those of
 pictures would give 0.05; a space of nothing but holes gives 1.
 
-N pictures, M random codes.
+It takes little to have no holes: a decoder that answers every code with one picture has none, if that picture is
+among the usual. So beside the share stand what the mean picture would get, how many different training pictures the
+samples are nearest to, and the agreement of labels that chance gives.
+
+N pictures, M random codes. Distances are roots of mean squared differences of pixels in 0..1.
 """
 
 import numpy as np
@@ -46,7 +50,7 @@ def plane_codes(codes, side=10, *, variational):
 
 
 def nearest(pictures, references, count=1, chunk=500):
-    """(distances [M, count], their indices) of the nearest references, in roots of mean squares.
+    """(distances [M, count], their indices) of the nearest references.
 
     pictures [M, H, W, C] and references [N, H, W, C], float32 in 0..1.
     """
@@ -67,22 +71,39 @@ def agreement(ids):
     return float(np.mean(counts))
 
 
-def measure(samples, reconstructions, references, ids=None):
+def measure(samples, reconstructions, references, ids=None, seed=0):
     """How often `samples`, decoded from random codes, are no pictures: a dict of plain numbers.
 
     samples [M, H, W, C]; reconstructions of held-out pictures; references: training pictures, all float32 in 0..1;
     ids: labels of the references, -1 without.
 
-    "share": of the samples that lie in a hole, see above. "distance",
-    "usual_distance": medians of the distance to the nearest training picture, of samples and of reconstructions.
-    "agreement", "usual_agreement": of the labels of the 10 nearest training pictures, None without labels: the
-    article's "mix of numbers" has neighbours of many.
+    "share": of the samples that lie in a hole, farther than "limit"; "mean_share", 0 or 1: the same if every sample
+    were the mean of the references, which lies at "mean_distance". "distance", "usual_distance": medians of the
+    distance to the nearest training picture, of samples and of reconstructions.
+    "variety", "usual_variety": how many different training pictures are the nearest of one of them, a sample (or
+    reconstruction, as many of them). "agreement", "usual_agreement": of the labels of the nearest "neighbours"
+    training pictures, None without labels: the article's "mix of numbers" has neighbours of many;
+    "chance_agreement": of as many drawn at random. "samples", "reconstructions", "references": how many there were.
     """
     count = min(NEIGHBOURS, len(references))
     far, near = nearest(samples, references, count), nearest(reconstructions, references, count)
+    mean, _ = nearest(references.mean(axis=0, keepdims=True), references)
     limit = float(np.quantile(near[0][:, 0], QUANTILE))
-    labelled = ids is not None and (np.asarray(ids) >= 0).all()
-    agreements = [agreement(np.asarray(ids)[index]) if labelled else None for _, index in (far, near)]
-    return {"share": float(np.mean(far[0][:, 0] > limit)), "limit": limit,
-            "distance": float(np.median(far[0][:, 0])), "usual_distance": float(np.median(near[0][:, 0])),
-            "agreement": agreements[0], "usual_agreement": agreements[1], "samples": len(samples)}
+    paired = min(len(samples), len(reconstructions))
+    found = {"share": float(np.mean(far[0][:, 0] > limit)), "limit": limit,
+             "mean_share": float(mean[0, 0] > limit), "mean_distance": float(mean[0, 0]),
+             "distance": float(np.median(far[0][:, 0])), "usual_distance": float(np.median(near[0][:, 0])),
+             "variety": variety(far[1][:paired]), "usual_variety": variety(near[1][:paired])}
+    names = "agreement", "usual_agreement", "chance_agreement"
+    if ids is not None and (np.asarray(ids) >= 0).all():
+        drawn = np.random.default_rng(seed).integers(len(references), size=(1000, count))
+        agreements = [agreement(np.asarray(ids)[index]) for index in (far[1], near[1], drawn)]
+    else:
+        agreements = [None] * 3
+    return {**found, **dict(zip(names, agreements)), "neighbours": count, "samples": len(samples),
+            "reconstructions": len(reconstructions), "references": len(references)}
+
+
+def variety(index):
+    """Of indices [M, count] of nearest references: how many different ones come first, a row."""
+    return len(np.unique(index[:, 0])) / len(index)

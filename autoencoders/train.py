@@ -138,7 +138,7 @@ def training_batches(folder, config, strategy, start_step):
 
 
 def validate(model, measure, folder, config, strategy):
-    """({"val_loss", "val_reconstruction", "val_kl", "psnr"}, picture grid uint8) of the validation split.
+    """({"val_loss", "val_reconstruction", "val_kl", "psnr" if finite}, picture grid uint8) of the validation split.
 
     val_loss has the KL divergence weighted by beta, as in training. With `limit`, of the training pictures
     themselves.
@@ -150,7 +150,8 @@ def validate(model, measure, folder, config, strategy):
     summary = evaluate.summarize(found, config)
     metrics = {"val_loss": summary["reconstruction"] + config["beta"] * summary.get("kl", 0.0)}
     metrics |= {f"val_{name}": summary[name] for name in ("reconstruction", "kl") if "kl" in summary}
-    metrics["psnr"] = summary["psnr"]
+    if summary["psnr"] is not None:  # else every picture comes back to the last bit
+        metrics["psnr"] = summary["psnr"]
     rows = [found["images"], *([found["inputs"]] if config["noise"] else []), found["pictures"]]
     bands = [figures.reconstructions(*(row[:10] for row in rows))]
     if config["latent_dim"] == 2:
@@ -226,8 +227,9 @@ def main(args):
     if metrics:
         parts = f" = reconstruction {metrics['val_reconstruction']:.2f} + KL {metrics['val_kl']:.2f}" \
             if "val_kl" in metrics and config["beta"] == 1 else ""
-        print(f"loss {metrics['val_loss']:.2f}{parts} nats per picture, PSNR {metrics['psnr']:.2f} dB on the "
-              f"validation pictures")
+        pictures = "training" if config["limit"] else "validation"
+        print(f"loss {metrics['val_loss']:.2f}{parts} nats per picture, PSNR {metrics.get('psnr', np.inf):.2f} dB on "
+              f"the {pictures} pictures")
     pictures = sorted((run_folder / "samples").glob("epoch_*.png"))
     if pictures:
         print(f"reconstructions drawn: {pictures[-1]}")

@@ -56,8 +56,26 @@ def test_measure_of_a_dense_space_and_of_one_with_holes():
     dense = holes.measure(near, near, references, ids)
     assert dense["share"] == pytest.approx(5 / 101) and dense["limit"] == pytest.approx(0.095, abs=1e-3)
     assert dense["agreement"] == dense["usual_agreement"] == 1
+    # The mean picture, 0.5, would be in a hole; one training picture is the nearest of all.
+    assert dense["mean_share"] == 1 and dense["mean_distance"] == pytest.approx(0.5)
+    assert dense["variety"] == dense["usual_variety"] == 1 / 101 and dense["references"] == 40
     empty = holes.measure(images([0.5, 0.4, 0.6, 0.01]), near, references, ids)
     assert empty["share"] == 0.75 and empty["distance"] == pytest.approx(0.4, abs=1e-3) and empty["samples"] == 4
+
+
+def test_the_trivial_answers_of_the_measure():
+    """A decoder that answers with one picture has no holes: the mean picture and the variety show it."""
+    rng = np.random.default_rng(0)
+    references, ids = images(rng.uniform(size=[60, 4])), np.repeat([0, 1, 2], 20)
+    blurred = np.repeat(references.mean(axis=0, keepdims=True), 50, axis=0)
+    found = holes.measure(blurred, np.zeros_like(blurred), references, ids)
+    assert (found["share"], found["mean_share"], found["variety"]) == (0, 0, 1 / 50)
+    assert found["distance"] == pytest.approx(found["mean_distance"], abs=1e-6) and found["distance"] < found["limit"]
+    exact = holes.measure(references[:50], references[:40], references, ids)
+    assert exact["variety"] == exact["usual_variety"] == 1 and exact["mean_share"] == 1
+    # Ten draws from three equal labels: 1,000 groups by another generator.
+    groups = np.random.default_rng(5).multinomial(10, [1 / 3] * 3, size=100_000).max(axis=1).mean() / 10
+    assert exact["chance_agreement"] == pytest.approx(groups, abs=0.02) and exact["neighbours"] == 10
 
 
 def test_agreement_is_the_share_of_the_most_frequent_label():
