@@ -82,7 +82,8 @@ def rounded(values):
 def predict(arguments, reconstruct, config, out, *, batch_size=64, invert=False, report=print):
     """Reconstructs all sources and writes to `out`; says what cannot be read, and goes on.
 
-    Returns {"pictures", "unreadable" (names), "psnr": mean, "reconstruction": mean}.
+    Returns {"pictures", "unreadable" (names), "psnr": mean of those that are finite, None without, "exact": how many
+    are not, "reconstruction": mean}.
     """
     unreadable, psnr, losses = [], [], []
 
@@ -102,7 +103,7 @@ def predict(arguments, reconstruct, config, out, *, batch_size=64, invert=False,
             psnr.extend(found["psnr"][np.isfinite(found["psnr"])])
             losses.extend(found["reconstruction"])
     return {"pictures": len(losses), "unreadable": unreadable, "psnr": float(np.mean(psnr)) if psnr else None,
-            "reconstruction": float(np.mean(losses)) if losses else None}
+            "exact": len(losses) - len(psnr), "reconstruction": float(np.mean(losses)) if losses else None}
 
 
 def _batches(stream, batch_size):
@@ -139,6 +140,7 @@ def main(args):
     if not result["pictures"]:
         raise UserError(f"None of the {len(result['unreadable'])} sources could be read; their names stand above.")
     psnr = f", PSNR {result['psnr']:.2f} dB" if result["psnr"] is not None else ""
+    psnr += f" ({result['exact']} come back to the last bit, and are not in it)" if result["exact"] else ""
     print(f"{result['pictures']} pictures, reconstruction loss {result['reconstruction']:.2f} nats{psnr}; "
           f"{len(result['unreadable'])} unreadable")
     print(pathlib.Path(flags.out) / "codes.jsonl")
