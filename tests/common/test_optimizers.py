@@ -12,7 +12,7 @@ from common import optimizers, training
 PAIRS = [
     (keras.optimizers.AdamW, optimizers.AdamW, {"weight_decay": 0.1}),
     (keras.optimizers.AdamW, optimizers.AdamW, {"weight_decay": 0.0, "beta_1": 0.5, "epsilon": 0.1}),
-    (keras.optimizers.SGD, optimizers.SGD, {"weight_decay": 0.1, "momentum": 0.9}),
+    (keras.optimizers.SGD, optimizers.SGD, {"momentum": 0.9}),
     (keras.optimizers.SGD, optimizers.SGD, {"momentum": 0.9, "nesterov": True}),
 ]
 
@@ -54,6 +54,47 @@ def test_updates_equal_those_of_keras(theirs, ours, options, two_replicas):
         found, our_names = trajectory(ours, options, strategy)
         np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)  # rounding of six float32 updates
         assert our_names == names
+
+
+def darknet_step(weights, updates, gradient, *, rate, momentum, decay, batch):
+    """One update of a kernel as update_convolutional_layer of Darknet has it: `updates` gathers minus the gradient,
+    summed over the batch, and is what the momentum keeps."""
+    updates = updates - batch * gradient
+    updates = updates - decay * batch * weights
+    weights = weights + rate / batch * updates
+    return weights, updates * momentum
+
+
+def test_sgd_decays_as_darknet_does():
+    rng = np.random.default_rng(1)
+    start, gradients = rng.normal(size=[3, 4]), rng.normal(size=[5, 3, 4])
+    kernel, bias = keras.Variable(start, name="kernel"), keras.Variable(start[0], name="bias")
+    optimizer = optimizers.SGD(0.1, momentum=0.9, weight_decay=0.2)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    expected, updates = {"kernel": start, "bias": start[0]}, {"kernel": 0.0, "bias": 0.0}
+    for gradient in gradients:
+        optimizer.apply([tf.constant(gradient, tf.float32), tf.constant(gradient[0], tf.float32)], [kernel, bias])
+        for name, part, decay in (("kernel", gradient, 0.2), ("bias", gradient[0], 0.0)):
+            expected[name], updates[name] = darknet_step(
+                expected[name], updates[name], part, rate=0.1, momentum=0.9, decay=decay, batch=64)
+    np.testing.assert_allclose(kernel.numpy(), expected["kernel"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(bias.numpy(), expected["bias"], rtol=1e-5, atol=1e-6)
+
+
+def test_two_thousand_steps_without_a_gradient_shrink_a_kernel_by_a_hundredth():
+    """Darknet's rate 1e-3, momentum 0.9 and decay 5e-4: 1 - exp(-2000 * 1e-3 / (1 - 0.9) * 5e-4) = 0.00995; the first
+    steps, while the momentum builds up, take a little of it. Decay beside the momentum would leave 0.001."""
+    kernel = keras.Variable(np.ones([4], np.float32), name="kernel")
+    optimizer = optimizers.SGD(1e-3, momentum=0.9, weight_decay=5e-4)
+    optimizer.build([kernel])
+
+    @tf.function
+    def steps():
+        for _ in tf.range(2000):
+            optimizer.apply([tf.zeros([4])], [kernel])
+
+    steps()
+    np.testing.assert_allclose(1 - kernel.numpy(), 9.9e-3, rtol=0.01)
 
 
 def test_a_saved_configuration_builds_the_same_optimizer():
