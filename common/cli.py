@@ -8,6 +8,9 @@ An article's train.py, evaluate.py, ... end with
 Flags are defined when a file is run, not when it is imported, so that files can import each other.
 """
 
+import atexit
+import contextlib
+import os
 import sys
 
 from absl import app, flags
@@ -22,9 +25,11 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 def run(main, define_flags):
-    """Defines the flags, parses the command line and calls `main(args)`, args without the program's name.
+    """Defines the flags, parses the command line, calls `main(args)`, args without the program's name, and ends the
+    process.
 
-    A `UserError`, and a damaged record, become one line on stderr and exit code 2; Ctrl-C becomes exit code 130.
+    A `UserError`, and a damaged record, become one line on stderr and exit code 2; Ctrl-C becomes exit code 130, any
+    other error a traceback and 1.
     """
     before = set(FLAGS)
     define_flags()
@@ -37,18 +42,45 @@ def run(main, define_flags):
         try:
             main(argv[1:])
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            return refuse(error)
         except tf.errors.OpError as error:
             damage = errors.original(error) or records.damage(error)
             if damage is None:
                 raise
-            print(f"error: {damage}", file=sys.stderr)
-            sys.exit(2)
+            return refuse(damage)
         except KeyboardInterrupt:
-            sys.exit(130)
+            return 130
 
-    app.run(guarded)
+    try:
+        app.run(guarded)
+    except SystemExit as end:
+        leave(end.code)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        leave(1)
+
+
+def refuse(error):
+    """Prints the line of an error; the exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def leave(code):
+    """Ends the process with the exit code of a SystemExit: what was registered for the end runs, output is written.
+
+    Python does not take itself down: threads of tf.data that are in a Python function, or come into one, would hang or
+    abort the process then. It ends its own forked processes the same way.
+    """
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    try:
+        atexit._run_exitfuncs()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # nobody reads any more; closed
+                stream.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def define_training_flags(article, *, batch_size, epochs, learning_rate, unit="Images"):

@@ -14,20 +14,33 @@ import numpy as np
 import tensorflow as tf
 
 from common import cli, layers, training
+from common.errors import UserError
 
 BATCH = 8
 POOL = 4
 
 
-def dataset(batch_size, context=None, start=0):
-    """Batches from step `start` on: images [B, 8, 8, 3] and targets [B, 1], from the index alone."""
+def dataset(batch_size, context=None, start=0, broken_at=None):
+    """Batches from step `start` on: images [B, 8, 8, 3] and targets [B, 1], from the index alone.
+
+    broken_at: index of an example that raises a UserError, while eight threads are in Python functions.
+    """
     workers, worker = (context.num_input_pipelines, context.input_pipeline_id) if context else (1, 0)
 
     def example(index):
         image = tf.random.stateless_normal([8, 8, 3], tf.stack([7, tf.cast(index, tf.int32)]))
         return image, tf.reduce_mean(image, [0, 1])[:1] + 1.0
 
+    def in_python(index):
+        if index == broken_at:
+            raise UserError(f"Example {index} is broken.")
+        time.sleep(0.01)
+        return index
+
     indices = tf.data.Dataset.range(start * BATCH, 100_000).shard(workers, worker)
+    if broken_at is not None:
+        indices = indices.map(lambda index: tf.ensure_shape(tf.numpy_function(in_python, [index], tf.int64), []),
+                              num_parallel_calls=8)
     return indices.map(example).batch(batch_size, drop_remainder=True)
 
 
@@ -102,7 +115,7 @@ class Toy:
 
 
 def train(folder, steps, strategy=None, kill_at=None, save_every=10, nan_at=None, steps_per_epoch=10,
-          pause_at=None, deaf=False, **options):
+          pause_at=None, deaf=False, broken_at=None, kill_with=signal.SIGKILL, **options):
     """Trains to `steps` in a run folder, going on where it stopped; returns the Toy."""
     strategy = strategy or training.make_strategy()
     training.set_seed(3)
@@ -116,14 +129,16 @@ def train(folder, steps, strategy=None, kill_at=None, save_every=10, nan_at=None
     advice = {"size": "Make it smaller."}
     with (training.worker_errors(), training.Signals() as signals,
           training.Log(run, steps, step, advice) as log):
-        for batch in training.distribute(strategy, lambda *share: dataset(*share, start=step), BATCH):
+        for batch in training.distribute(strategy, lambda *share: dataset(*share, start=step, broken_at=broken_at),
+                                         BATCH):
             if step == nan_at:
                 toy.critic.variables[0].assign(toy.critic.variables[0] * np.nan)
             parts = toy.step(batch)
             step += 1
             log.step(step, parts, images=BATCH)
             if step == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), kill_with)
+                time.sleep(0.1)  # until it has been heard
             if step == pause_at:
                 (run.folder / "paused").touch()
                 if deaf:
