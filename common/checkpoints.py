@@ -27,20 +27,20 @@ class Checkpoints:
     """The newest `keep` checkpoints `ckpt-<step>` of a folder.
 
     items: {group: Keras model, Keras optimizer, variable, or list of variables}. All variables must exist:
-    build the optimizers first. In a cluster every process must call `save` and `restore`; only the chief's
+    build the optimizers first. older: {group: function from an array that an older version stored in another shape to
+    what is kept today}. In a cluster every process must call `save` and `restore`; only the chief's
     files are kept, and the folder must be shared.
     Raises `UserError` when the disk has no room for two more checkpoints.
     """
 
-    def __init__(self, folder, items, keep=3):
+    def __init__(self, folder, items, keep=3, older=None):
         self.folder = pathlib.Path(folder)
         self.keep = keep
-        named = {group: named_variables(item) for group, item in items.items()}
+        self._older = older or {}
+        self._named = {group: named_variables(item) for group, item in items.items()}
         self._variables = {f"{group}/{name}": variable
-                           for group, variables in named.items() for name, variable in variables.items()}
-        self._checkpoint = tf.train.Checkpoint(
-            **{group: {name: _value(variable) for name, variable in variables.items()}
-               for group, variables in named.items()})
+                           for group, variables in self._named.items() for name, variable in variables.items()}
+        self._checkpoint = self._tracked()
         self._damaged = []
         self._saved = None
         if files.is_chief():
@@ -89,18 +89,39 @@ class Checkpoints:
         for step in steps:
             prefix = self.folder / f"ckpt-{step}"
             try:
-                _require_same(_shapes(self._variables), _open(prefix)[0], prefix)
-                self._checkpoint.read(str(prefix)).assert_consumed()
+                shapes, read = _open(prefix)
+                changed = self._changed(shapes, read)
+                now = {name: list(value.shape) for name, value in changed.items()}
+                _require_same(_shapes(self._variables), {**shapes, **now}, prefix)
+                if changed:
+                    self._tracked(changed).read(str(prefix)).assert_existing_objects_matched()
+                else:
+                    self._checkpoint.read(str(prefix)).assert_consumed()
             except _DAMAGE as error:
                 self._damaged.append(step)
                 _warn_damaged(prefix, error)
                 continue
+            for name, value in changed.items():
+                _value(self._variables[name]).assign(value)
+                print(f"{prefix}: {name} is {shapes[name]}, as an older version kept it; {now[name]} of it are taken.",
+                      file=sys.stderr)
             self._saved = step
             return step
         # A kill in the very first save leaves its data without an index: nothing is lost with it.
         if len(steps) > 1 or list(self.folder.glob("ckpt-*.index")):
             raise _none_readable(self.folder)
         return 0
+
+    def _tracked(self, without=()):
+        """The tf.train.Checkpoint of all variables, but for those named."""
+        return tf.train.Checkpoint(**{group: {name: _value(variable) for name, variable in variables.items()
+                                              if f"{group}/{name}" not in without}
+                                      for group, variables in self._named.items()})
+
+    def _changed(self, shapes, read):
+        """{name: array as it is kept today} of the stored variables of another shape that `older` knows."""
+        return {name: self._older[name.split("/")[0]](read(name)) for name, shape in _shapes(self._variables).items()
+                if name.split("/")[0] in self._older and name in shapes and shapes[name] != shape}
 
     def _require_finite(self, step):
         for name, variable in self._variables.items():

@@ -4,37 +4,49 @@ Article, "fake_pool_a2b.query(fake_a2b)"; paper, sec. 4, after Shrivastava et al
 Python ("we can't use this random image pool in graph mode") and is gone with the process. This one is variables:
 in the graph, on the device, in the checkpoint.
 
-Each place in the global batch has a lane of P pictures to itself, for each domain, and what is drawn for it
-depends on (seed, step, domain, place) alone. So one replica does what two do; with one picture per replica P is
-the article's pool size.
+The article's 50 pictures of a domain are dealt out to the places in the global batch: each has a lane of P to itself,
+50 for one picture a step, 4 for sixteen (64 pictures in all, as every place gets the same number), and what is drawn
+for it depends on (seed, step, domain, place) alone. So one replica does what two do.
 
-G global batch, b batch of a replica, P pool_size, S side.
+G global batch, b batch of a replica, P = ceil(pool_size / G), S side.
 """
 
 import tensorflow as tf
 
 
 class ImagePool:
-    """P earlier pictures [S, S, 3] for each place in the global batch and each domain.
+    """Earlier pictures [S, S, 3] of each domain, P for each place in the global batch.
 
-    Make it in the strategy's scope. variables: what a checkpoint must hold. Every replica keeps the whole pool and
-    makes the same changes to it.
+    pool_size: pictures of a domain in all, rounded up to P for each place; 0 keeps none. Make it in the strategy's
+    scope. variables: what a checkpoint must hold. Every replica keeps the whole pool and makes the same changes to it.
     """
 
     DOMAINS = ("a", "b")
 
     def __init__(self, pool_size, image_size, global_batch_size, seed=0):
-        self.pool_size = pool_size
+        self.lane = -(-pool_size // global_batch_size)
         self.global_batch_size = global_batch_size
         self.seed = seed
-        shape = [global_batch_size * pool_size, image_size, image_size, 3]
+        shape = [global_batch_size * self.lane, image_size, image_size, 3]
         self._images = {
             domain: tf.Variable(tf.zeros(shape), trainable=False, name=f"images_{domain}",
                                 aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
-            for domain in self.DOMAINS if pool_size}
+            for domain in self.DOMAINS if self.lane}
         self._queries = tf.Variable(0, dtype=tf.int64, trainable=False, name="queries",
                                     aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
         self.variables = [*self._images.values(), self._queries]
+
+    def cut(self, stored):
+        """An array [G * more, S, S, 3] of an older pool with longer lanes, as this one has them: their first pictures.
+
+        A lane is filled from its beginning, so that these have been written whenever this pool counts as full. An array
+        that is anything else comes back as it is.
+        """
+        places = self.global_batch_size
+        if stored.ndim != 4 or len(stored) % places or len(stored) < self.lane * places:
+            return stored
+        lanes = stored.reshape(places, -1, *stored.shape[1:])
+        return lanes[:, :self.lane].reshape(-1, *stored.shape[1:])
 
     def query(self, fakes):
         """{"a", "b"}: for each of the replica's pictures [b, S, S, 3] the same or an earlier one.
@@ -44,7 +56,7 @@ class ImagePool:
         A lane that is not full keeps the picture and gives it back. A full one gives half of the time a random one
         of its pictures, and keeps the new one in its place; else it gives the new one back.
         """
-        if not self.pool_size:
+        if not self.lane:
             return fakes
         context = tf.distribute.get_replica_context()
         step = tf.identity(self._queries)
@@ -66,14 +78,14 @@ class ImagePool:
         """
         key = tf.random.experimental.stateless_fold_in(tf.constant([self.seed, domain], tf.int64), step)
         uniform = tf.random.stateless_uniform([self.global_batch_size, 2], key)
-        full = step >= self.pool_size
-        random_slot = tf.cast(uniform[:, 0] * self.pool_size, tf.int64)
-        slot = tf.where(full, tf.minimum(random_slot, self.pool_size - 1), tf.minimum(step, self.pool_size - 1))
+        full = step >= self.lane
+        random_slot = tf.cast(uniform[:, 0] * self.lane, tf.int64)
+        slot = tf.where(full, tf.minimum(random_slot, self.lane - 1), tf.minimum(step, self.lane - 1))
         swapped = full & (uniform[:, 1] < 0.5)
         return slot, swapped, swapped | ~full
 
     def _exchange(self, images, new, slot, swapped, kept):
-        rows = tf.range(self.global_batch_size, dtype=tf.int64) * self.pool_size + slot
+        rows = tf.range(self.global_batch_size, dtype=tf.int64) * self.lane + slot
         # The handle is that of the replica's own copy. Only G pictures are read and written, not the pool.
         old = tf.raw_ops.ResourceGather(resource=images.handle, indices=rows, dtype=tf.float32)
         swapped, kept = (mask[:, None, None, None] for mask in (swapped, kept))

@@ -130,7 +130,7 @@ def train(run_folder, config, strategy):
         pool = ImagePool(config["pool_size"], config["image_size"], config["batch_size"], config["seed"])
     checkpoints = training.Checkpoints(run.folder / "checkpoints", {
         "model": model, "discriminators": judges, "generator_optimizer": generator_optimizer,
-        "discriminator_optimizer": discriminator_optimizer, "pool": pool.variables})
+        "discriminator_optimizer": discriminator_optimizer, "pool": pool.variables}, older={"pool": pool.cut})
     step = checkpoints.restore()
     if run.finished(step, total_steps):
         return {}
@@ -267,8 +267,9 @@ def define_flags():
     flags.DEFINE_enum("upsample", DEFAULTS["upsample"], list(UPSAMPLE), "Transposed convolutions, or nearest "
                       "neighbours and a convolution against checkerboards.")
     flags.DEFINE_enum("schedule", DEFAULTS["schedule"], ["constant", "linear", "cosine"], "Of the learning rate.")
-    flags.DEFINE_integer("pool_size", DEFAULTS["pool_size"], "Earlier pictures that the discriminators may see, "
-                         "for each picture of a batch; 0 shows the new ones alone.", lower_bound=0)
+    flags.DEFINE_integer("pool_size", DEFAULTS["pool_size"], "Earlier pictures of each domain that the "
+                         "discriminators may see, as many for each place in the batch, rounded up; 0 shows the new "
+                         "ones alone.", lower_bound=0)
     flags.DEFINE_float("cycle_weight", DEFAULTS["cycle_weight"], "Weight of there and back.")
     flags.DEFINE_float("identity_weight", DEFAULTS["identity_weight"], "Weight of leaving pictures of the target "
                        "domain alone; 0 does without, in less time.")

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from common import training
+from common.errors import UserError
 from cyclegan.pool import ImagePool
 
 SIDE = 2
@@ -53,7 +54,7 @@ class SlowPool:
 
 
 def test_equals_a_slow_pool_over_200_queries():
-    pool, slow = ImagePool(5, SIDE, 3, seed=4), {domain: SlowPool(5) for domain in "ab"}
+    pool, slow = ImagePool(15, SIDE, 3, seed=4), {domain: SlowPool(5) for domain in "ab"}
     for step in range(200):
         fakes = numbered(step, 3)
         found = asked(pool, fakes)
@@ -70,7 +71,7 @@ def test_equals_a_slow_pool_over_200_queries():
 def test_draws_are_of_the_paper():
     """Nothing is swapped before the pool is full, then half; every slot as often; places and domains differ."""
     def draws(seed, domain):
-        pool = ImagePool(5, SIDE, 4, seed)
+        pool = ImagePool(20, SIDE, 4, seed)
         function = tf.function(lambda steps: tf.map_fn(
             lambda step: pool.draws(step, domain), steps, fn_output_signature=(tf.int64, tf.bool, tf.bool)))
         return [value.numpy() for value in function(tf.range(4000, dtype=tf.int64))]
@@ -93,7 +94,7 @@ def test_draws_are_of_the_paper():
 
 def test_is_in_the_graph():
     """Traced once, no Python behind it, and no operation reads the whole pool."""
-    pool = ImagePool(3, SIDE, 2)
+    pool = ImagePool(6, SIDE, 2)
     traces = []
 
     @tf.function
@@ -113,9 +114,9 @@ def test_is_in_the_graph():
 
 def test_goes_on_from_a_checkpoint_and_on_other_replicas(two_replicas, tmp_path):
     """Two replicas fill it and save; one goes on: what each gets is what one replica got all the way."""
-    whole = ImagePool(3, SIDE, 4, seed=7)
+    whole = ImagePool(12, SIDE, 4, seed=7)
     with two_replicas.scope():
-        halves = ImagePool(3, SIDE, 4, seed=7)
+        halves = ImagePool(12, SIDE, 4, seed=7)
     for step in range(12):
         fakes = numbered(step, 4)
         expected, found = asked(whole, fakes), asked(halves, fakes, two_replicas)
@@ -125,7 +126,7 @@ def test_goes_on_from_a_checkpoint_and_on_other_replicas(two_replicas, tmp_path)
         for copy in two_replicas.experimental_local_results(variable):
             np.testing.assert_array_equal(copy.numpy(), twin.numpy())
     training.Checkpoints(tmp_path, {"pool": halves.variables}).save(12)
-    again = ImagePool(3, SIDE, 4, seed=7)
+    again = ImagePool(12, SIDE, 4, seed=7)
     assert training.Checkpoints(tmp_path, {"pool": again.variables}).restore() == 12
     earlier = False
     for step in range(12, 24):
@@ -135,6 +136,52 @@ def test_goes_on_from_a_checkpoint_and_on_other_replicas(two_replicas, tmp_path)
             np.testing.assert_array_equal(found[domain], expected[domain])
             earlier |= (found[domain] < 12_000).any()
     assert earlier                                                         # pictures from before the checkpoint
+
+
+@pytest.mark.parametrize("pool_size, global_batch_size, lane", [
+    (50, 1, 50), (50, 2, 25), (50, 16, 4), (50, 64, 1), (3, 2, 2), (0, 16, 0)])
+def test_holds_the_papers_pictures_in_all(pool_size, global_batch_size, lane):
+    """50 of a domain whatever the batch, rounded up to as many for each place: 16 times 4 are 64."""
+    pool = ImagePool(pool_size, SIDE, global_batch_size)
+    shapes = [variable.shape for variable in pool.variables[:-1]]
+    assert shapes == [(global_batch_size * lane, SIDE, SIDE, 3)] * (2 if lane else 0)
+
+
+def test_half_are_earlier_ones_of_the_last_steps():
+    """16 places, 50 in all: half of what comes back is earlier, drawn from the last pictures that were kept."""
+    pool, earlier, ages = ImagePool(50, SIDE, 16, seed=3), [], []
+    for step in range(300):
+        found = asked(pool, numbered(step, 16))["b"]
+        place = found % 1000 // 10
+        assert (place == np.arange(16)).all()                              # each place has pictures of its own
+        if step >= 4:
+            earlier.append(found // 1000 < step)
+            ages += list((step - found // 1000)[earlier[-1]])
+    # 4,736 draws: five deviations of a share of 0.5 are 0.036. A slot is written again after 2 x 4 steps on average.
+    assert abs(np.mean(earlier) - 0.5) < 0.036 and abs(np.mean(ages) - 8) < 0.8
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_an_older_checkpoint_with_a_pool_for_each_place(replicas, two_replicas, tmp_path, capsys):
+    """Its pool had 5 pictures for each of 4 places; this one has 2, and takes the first two of each."""
+    older = ImagePool(20, SIDE, 4, seed=7)
+    for step in range(9):
+        asked(older, numbered(step, 4))
+    training.Checkpoints(tmp_path, {"pool": older.variables}).save(9)
+    strategy = two_replicas if replicas == 2 else tf.distribute.get_strategy()
+    with strategy.scope():
+        pool = ImagePool(5, SIDE, 4, seed=7)
+    assert training.Checkpoints(tmp_path, {"pool": pool.variables}, older={"pool": pool.cut}).restore() == 9
+    assert "pool/images_a is [20, 2, 2, 3], as an older version kept it; [8, 2, 2, 3] of it" in capsys.readouterr().err
+    for variable, twin in zip(pool.variables, older.variables):
+        expected = twin.numpy()
+        if expected.ndim:
+            expected = expected[[0, 1, 5, 6, 10, 11, 15, 16]]
+        for copy in strategy.experimental_local_results(variable):
+            np.testing.assert_array_equal(copy.numpy(), expected)
+    with pytest.raises(UserError, match="images_a is .20, 2, 2, 3. in .*, but .28, 2, 2, 3. in this model"):
+        larger = ImagePool(28, SIDE, 4)
+        training.Checkpoints(tmp_path, {"pool": larger.variables}, older={"pool": larger.cut}).restore()
 
 
 @pytest.mark.parametrize("pool_size", [0, 1])

@@ -22,7 +22,7 @@ from cyclegan.model import discriminators, generators
 from cyclegan.pool import ImagePool
 from tests.cyclegan.domains import write_records
 
-SMALL = {"image_size": 16, "num_blocks": 1, "filters": 4, "batch_size": 2, "epochs": 2, "pool_size": 2,
+SMALL = {"image_size": 16, "num_blocks": 1, "filters": 4, "batch_size": 2, "epochs": 2, "pool_size": 4,
          "eval_every": 2, "checkpoint_every": 2}
 
 
@@ -382,7 +382,7 @@ def test_a_run_of_other_networks_is_not_overwritten(folder, tmp_path):
     training.open_run(tmp_path / "run", config_of(folder), train.IDENTITY)
     for values, message in (({"filters": 8}, "filters = 4, but 8 was asked for"),
                             ({"upsample": "resize"}, 'upsample = "transpose", but "resize" was asked for'),
-                            ({"pool_size": 3}, "pool_size = 2, but 3 was asked for")):
+                            ({"pool_size": 3}, "pool_size = 4, but 3 was asked for")):
         with pytest.raises(UserError, match=message):
             train.train(tmp_path / "run", config_of(folder, **values), tf.distribute.get_strategy())
     config = config_of(folder, num_blocks=None)
