@@ -1,10 +1,10 @@
 """Rows of text and category from CSV files and from R8's own format, one at a time; what is bad, by line.
 
 Article, "Reading CSV": `pandas.read_csv("articles.csv", header=None, escapechar="\\", na_filter=False)`, title and
-text in the first field, category in the second. There a backslash takes whatever follows as it is, and goes; in its
-data it stands before quotation marks and backslashes, as MySQL writes them, where that is right. Elsewhere it is a
-line break (AG's News: "dwindling\\band"), and would join two words: so it escapes the quotation mark, itself, the
-delimiter and the end of a line, and is a blank before anything else.
+text in the first field, category in the second. There a backslash takes whatever follows as it is, and goes; that is
+right where whoever wrote the file put it before quotation marks, delimiters and backslashes, as MySQL does. Elsewhere
+it is a line break (AG's News: "dwindling\\band"), and two words would be joined: so here it escapes the quotation
+mark, the delimiter, itself and the end of a line, and is a blank before anything else.
 
 R8's files are `category<TAB>text`. Both may be gzip'ed.
 """
