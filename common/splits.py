@@ -80,6 +80,22 @@ def walk(folder):
     return sorted(found)
 
 
+def beside(folder, used):
+    """What lies in a folder beside the paths `used`, sorted: in a folder that holds one of them, each other entry.
+
+    Hidden things are passed over, and so is whatever lies in a folder that is used itself.
+    """
+    used = {pathlib.Path(path) for path in used}
+    holders = {parent for path in used for parent in path.parents}
+    found, waiting = [], [pathlib.Path(folder)]
+    while waiting:
+        place = waiting.pop()
+        if place not in used:
+            found += [path for path in entries(place) if path not in used | holders]
+            waiting += [path for path in entries(place) if path in holders]
+    return sorted(found)
+
+
 def of_kinds(paths, suffixes):
     """(the paths with one of these suffixes in any case, {reason: [paths]} of the others), for `building`'s left_out."""
     chosen, left_out = [], collections.defaultdict(list)

@@ -43,6 +43,17 @@ def test_walk_follows_links_once_and_passes_over_hidden_things(tmp_path):
     assert chosen == found[1:] and left_out == {"pictures of a kind that is not read (.tif)": [root / "b.TIF"]}
 
 
+def test_what_lies_beside_what_is_used(tmp_path):
+    for name in ("annotations/more", "images/train/deep", "images/extra", "images/train/.cache", "test2017", ".git"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("annotations/a.json", "annotations/b.json", "images/train/1.jpg"):
+        (tmp_path / name).touch()
+    used = [tmp_path / "annotations" / "a.json", tmp_path / "images" / "train", tmp_path / "images" / "train" / "deep"]
+    names = [path.relative_to(tmp_path).as_posix() for path in splits.beside(tmp_path, used)]
+    assert names == ["annotations/b.json", "annotations/more", "images/extra", "test2017"]
+    assert splits.beside(tmp_path, [tmp_path, *used]) == []
+
+
 def test_what_is_dealt_keeps_its_place():
     names, shares = [f"{i}.jpg" for i in range(2000)], {"test": 0.1, "val": 0.1}
     parts = splits.deal(names, shares)
