@@ -249,8 +249,7 @@ def table(summary):
 
 def hole_lines(found, split):
     """What `holes.measure` found, as lines of text."""
-    beside = ("would be in one" if found["mean_share"] else
-              "would be in none: the share says nothing about this network")
+    beside = "would be in one" if found["mean_share"] else "would be in none: few holes may be blur"
     lines = [f"holes           {found['share']:9.3f}   (share of {found['samples']} random codes that decode to no "
              f"picture: farther from each of {found['references']} training pictures than {found['limit']:.4f}, as 5 % "
              f"of {found['reconstructions']} reconstructions; the mean picture, at {found['mean_distance']:.4f}, "

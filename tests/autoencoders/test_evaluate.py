@@ -48,7 +48,7 @@ def test_table_says_what_figures_mean():
     assert "the mean picture, at 0.4000, would be in one)" in text and "agreement" not in text
     assert "The reconstructions are of training pictures" in text
     blur = evaluate.table({**summary, "split": "test", "exact": 0, "holes": {**holes, "mean_share": 0.0}})
-    assert "would be in none: the share says nothing about this network" in blur and "exact" not in blur
+    assert "would be in none: few holes may be blur" in blur and "exact" not in blur
     assert "of training pictures, which" not in blur
 
 
