@@ -13,19 +13,22 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from common import decoding, images
+from common import building, decoding, images, splits
 from common.errors import UserError
 
 PICTURES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
 DEFAULT_FPS = 25.0  # where a camera or a file does not say
+PATIENCE = 100      # frames without a picture behind which, where a file claims no more, nothing is expected
+ENDLESS = 10_000    # the same, whatever it claims
 
 
 class Frame(NamedTuple):
     source: str  # path of the file, or "camera 0"
-    index: int  # of the frame in its video; 0 for a picture
+    index: int  # of the frame in its video, those that cannot be decoded counted; 0 for a picture
     image: np.ndarray  # uint8 RGB [H, W, 3]
     fps: float | None  # frames per second of the video; None for a picture
+    first: bool = False  # whether it is the first that its source gives
 
 
 class Unreadable(Exception):
@@ -36,11 +39,11 @@ def frames(arguments, on_unreadable, *, on_white=False, max_pixels=images.MAX_PI
     """Yields a `Frame` for each picture and each frame of each video, in the order of the arguments.
 
     arguments: files, folders (their pictures and videos, not those of sub-folders), globs ("**" too), or
-    camera numbers. Calls `on_unreadable(name, reason)` for whatever gives no frame, and goes on. on_white: as in
-    `read_picture`.
+    camera numbers. Calls `on_unreadable(name, reason)` for whatever gives no frame, for a video that did not give all
+    of its frames, and for what is left out of a folder; and goes on. on_white: as in `read_picture`.
     """
     # All are found before the first is given out, so that what is made of one is not a source itself.
-    for source in [source for argument in arguments for source in expand(argument)]:
+    for source in [source for argument in arguments for source in _expand(argument, on_unreadable)]:
         try:
             yield from _frames_of(source, on_white, max_pixels)
         except Unreadable as error:
@@ -49,11 +52,18 @@ def frames(arguments, on_unreadable, *, on_white=False, max_pixels=images.MAX_PI
 
 def expand(argument):
     """The sources that an argument stands for; itself where it stands for nothing else, found or not."""
+    return _expand(argument, lambda name, reason: None)
+
+
+def _expand(argument, on_unreadable):
     path = pathlib.Path(argument).expanduser()
     if path.is_dir():
-        found = [entry for entry in path.iterdir() if entry.suffix.lower() in PICTURES | VIDEOS
-                 and entry.is_file() and not entry.name.startswith(".")]
-        return sorted(map(str, found), key=_natural) or [str(path)]
+        found = splits.entries(path)
+        chosen, left_out = splits.of_kinds([entry for entry in found if not entry.is_dir()], PICTURES | VIDEOS)
+        left_out["folders (not looked into)"] = [entry for entry in found if entry.is_dir()]
+        for line in building.left_out_lines(building.summarize(left_out)):
+            on_unreadable(str(path), line)
+        return sorted(map(str, chosen), key=_natural) or [str(path)]
     if not path.exists() and glob.has_magic(argument):
         found = [name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name)]
         return sorted(found, key=_natural) or [argument]
@@ -104,26 +114,35 @@ def _frames_of(source, on_white, max_pixels):
     elif path.suffix.lower() in VIDEOS:
         yield from _video(source, source)
     else:
-        yield Frame(source, 0, read_picture(path, on_white=on_white, max_pixels=max_pixels), None)
+        yield Frame(source, 0, read_picture(path, on_white=on_white, max_pixels=max_pixels), None, first=True)
 
 
 def _video(handle, name):
     capture = cv2.VideoCapture(handle)
+    is_camera = isinstance(handle, int)
     try:
         if not capture.isOpened():
-            is_camera = isinstance(handle, int)
             raise Unreadable("the camera cannot be opened" if is_camera else "not a readable video")
         fps = capture.get(cv2.CAP_PROP_FPS)
         fps = fps if 0 < fps < 1000 else DEFAULT_FPS
-        index = 0
-        while True:
+        claimed = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        claimed = int(claimed) if 0 < claimed < 2**31 else 0  # below 0 where the file does not say
+        index = given = without = 0  # without: frames in a row that gave no picture
+        while without < PATIENCE or index < claimed and without < ENDLESS:
             success, image = capture.read()
-            if not success:
+            if success:
+                yield Frame(name, index, cv2.cvtColor(image, cv2.COLOR_BGR2RGB), fps, first=not given)
+                given, without = given + 1, 0
+            elif is_camera:
                 break
-            yield Frame(name, index, cv2.cvtColor(image, cv2.COLOR_BGR2RGB), fps)
+            else:
+                without += 1
             index += 1
-        if index == 0:
+        total = max(claimed, index - without)  # behind the end there is nothing either
+        if not given:
             raise Unreadable("it has no frame that can be decoded")
+        if given < total and not is_camera:
+            raise Unreadable(f"{given} of its {total} frames could be decoded, the others are left out")
     finally:
         capture.release()
 
@@ -137,7 +156,7 @@ class VideoWriter:
 
     def __init__(self, path, fps, size):
         """path without suffix; size (width, height)."""
-        self.size = size
+        self.size, self._count = size, 0
         base = pathlib.Path(path)
         base.parent.mkdir(parents=True, exist_ok=True)
         for suffix, codec in ((".mp4", "mp4v"), (".avi", "MJPG")):
@@ -157,10 +176,22 @@ class VideoWriter:
         if image.shape[1::-1] != self.size:
             image = cv2.resize(image, self.size, interpolation=cv2.INTER_AREA)
         self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        self._count += 1
 
     def close(self):
-        """Completes the file and gives it its name."""
+        """Completes the file and gives it its name.
+
+        Raises UserError, and leaves no file, where it does not hold what was written: OpenCV says nothing of a full
+        disk.
+        """
         self._writer.release()
+        written = cv2.VideoCapture(str(self._temporary))
+        held = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) if written.isOpened() else 0
+        written.release()
+        if held < self._count:
+            self.discard()
+            raise UserError(f"{self.path} must hold the {self._count} frames that were written, and holds {held}. Free "
+                            "some space or choose another --out.")
         os.replace(self._temporary, self.path)
 
     def discard(self):

@@ -48,7 +48,7 @@ class Writer:
         print(json.dumps({**line, **values}, ensure_ascii=False), file=self._lines)
 
     def _write_video(self, frame, drawn):
-        if self._video is None or frame.index == 0:
+        if self._video is None or frame.first:
             self._close_video()
             size = drawn.shape[1::-1]
             self._video = media.VideoWriter(self.folder / self._free_name(frame.source), frame.fps, size)

@@ -1,5 +1,6 @@
 """Pictures, folders, globs, videos and cameras as frames; what cannot be read is named."""
 
+import resource
 import struct
 import zlib
 
@@ -7,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from common import media
+from common import media, writer
+from common.errors import UserError
 
 
 def picture(height=12, width=20):
@@ -53,9 +55,22 @@ def test_files_folders_and_globs_in_order(tmp_path):
     found, unreadable = read([folder, tmp_path / "**/c*.png", folder / "b10.png"])
     names = [frame.source.removeprefix(str(tmp_path) + "/") for frame in found]
     assert names == ["folder/b2.PNG", "folder/b10.png", "folder/below/c.png", "folder/b10.png"]
-    assert not unreadable
     np.testing.assert_array_equal(found[0].image, picture())
-    assert found[0].index == 0 and found[0].fps is None
+    assert found[0].index == 0 and found[0].fps is None and all(frame.first for frame in found)
+
+
+def test_what_is_left_out_of_a_folder_is_named(tmp_path):
+    for name in ("scan.TIF", "IMG_1", "IMG_2", ".hidden"):
+        (tmp_path / name).write_bytes(b"anything")
+    (tmp_path / "below").mkdir()
+    save(tmp_path / "a.png", picture())
+    said = []
+    (frame,) = media.frames([str(tmp_path)], lambda *what: said.append(what))
+    assert frame.source == str(tmp_path / "a.png")
+    assert said == [(str(tmp_path), line) for line in (
+        "left out: 2 files of another kind (without suffix): IMG_1, IMG_2",
+        "left out: 1 folders (not looked into): below",
+        "left out: 1 pictures of a kind that is not read (.tif): scan.TIF")]
 
 
 @pytest.mark.parametrize("kind", ["gray", "alpha", "16 bits", "gif", "webp", "bmp", "jpg"])
@@ -131,3 +146,68 @@ def test_video_round_trip(tmp_path):
     assert not unreadable and [frame.index for frame in found] == [0, 1, 2, 3]
     assert all(frame.fps == pytest.approx(12.0) and frame.image.shape == (48, 64, 3) for frame in found)
     assert abs(int(found[2].image[20, 20, 0]) - 200) < 15 and found[3].image[20, 20, 2] > 200  # lossy codec
+
+
+def broken_clip(path, broken, count=60):
+    """A film of `count` frames, frame i as bright as 4 i; those in `broken` are no JPEG any more."""
+    made = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (64, 48))
+    for index in range(count):
+        made.write(np.full([48, 64, 3], 4 * index, np.uint8))
+    made.release()
+    data = bytearray(path.read_bytes())
+    place = data.index(b"movi") + 4
+    for index in range(count):
+        assert data[place:place + 4] == b"00dc"
+        length = int.from_bytes(data[place + 4:place + 8], "little")
+        if index in broken:
+            data[place + 8:place + 8 + length] = bytes(length)
+        place += 8 + length + length % 2
+    path.write_bytes(data)
+    return str(path)
+
+
+@pytest.mark.parametrize("broken", [{30}, {0}, {0, 1, 30, *range(40, 50), 59}, set(range(1, 60)), set()])
+def test_video_goes_on_behind_frames_that_cannot_be_decoded(broken, tmp_path):
+    clip = broken_clip(tmp_path / "a.avi", broken)
+    found, unreadable = read([clip])
+    assert [frame.index for frame in found] == sorted(set(range(60)) - broken)  # the places they have in the film
+    assert [frame.first for frame in found] == [True] + [False] * (len(found) - 1)
+    for frame in found:
+        assert abs(frame.image.mean() - 4 * frame.index) < 3
+    reason = f"{60 - len(broken)} of its 60 frames could be decoded, the others are left out"
+    assert unreadable == ({clip: reason} if broken else {})
+
+
+def test_video_that_ends_too_early(tmp_path):
+    path = tmp_path / "a.avi"
+    clip = broken_clip(path, {10})
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    found, unreadable = read([clip])
+    assert 10 < len(found) < 35
+    assert unreadable == {clip: f"{len(found)} of its 60 frames could be decoded, the others are left out"}
+    assert read([broken_clip(path, range(60))]) == ([], {clip: "it has no frame that can be decoded"})
+
+
+def test_videos_without_their_first_frames_are_drawn_apart(tmp_path):
+    clips = [broken_clip(tmp_path / name, {0, 2}, 4) for name in ("a.avi", "b.avi")]
+    with writer.Writer(tmp_path / "out", "lines.jsonl", clips) as written:
+        for frame in media.frames(clips, lambda *_: None):
+            written.write(frame, frame.image, {})
+    drawn = sorted(path for path in (tmp_path / "out").iterdir() if path.suffix != ".jsonl")
+    assert [path.stem for path in drawn] == ["a", "b"]
+    assert [len(read([path])[0]) for path in drawn] == [2, 2]
+
+
+def test_a_video_that_the_disk_does_not_take_is_an_error(tmp_path):
+    """OpenCV writes on without a word."""
+    rng = np.random.default_rng(0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    try:
+        with pytest.raises(UserError, match="clip.mp4 must hold the 40 frames .* and holds [0-9]+. Free some space"):
+            with media.VideoWriter(tmp_path / "clip", 10.0, (64, 48)) as made:
+                for _ in range(40):
+                    made.write(rng.integers(0, 256, [48, 64, 3], np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
