@@ -36,6 +36,18 @@ def iou(a_xyxy, b_xyxy):
     return iou_paired(a_xyxy[..., :, tf.newaxis, :], b_xyxy[..., tf.newaxis, :, :])
 
 
+def share_inside(a_xyxy, b_xyxy):
+    """The share [..., N, M] of every a [..., N, 4] that lies in every b [..., M, 4]; 0 where a has no area.
+
+    What stands for the IoU with a crowd b, whose members are smaller than it by far (pycocotools, iscrowd).
+    """
+    a_xyxy, b_xyxy = tf.cast(a_xyxy, tf.float32), tf.cast(b_xyxy, tf.float32)
+    a_low, a_high = tf.split(a_xyxy[..., :, tf.newaxis, :], 2, axis=-1)
+    b_low, b_high = tf.split(b_xyxy[..., tf.newaxis, :, :], 2, axis=-1)
+    sides = tf.maximum(tf.minimum(a_high, b_high) - tf.maximum(a_low, b_low), 0.0)
+    return tf.math.divide_no_nan(tf.reduce_prod(sides, axis=-1), area(a_xyxy)[..., tf.newaxis])
+
+
 def iou_paired(a_xyxy, b_xyxy):
     """IoU [...] of boxes [..., 4] with boxes [..., 4], one to one; 0 where the union is 0."""
     a = a_left, a_top, a_right, a_bottom = tf.unstack(tf.cast(a_xyxy, tf.float32), axis=-1)

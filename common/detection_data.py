@@ -8,6 +8,7 @@ B batch, H, W picture, N boxes, S side of the network input. `article` is the fo
 import pathlib
 import shlex
 
+import numpy as np
 import tensorflow as tf
 
 from common import cli, detection, detection_demo, detection_sources, records
@@ -145,3 +146,26 @@ def most_objects(folder, split):
     counts = records.dataset(folder, split, epochs=1).map(
         lambda item: tf.size(detection.parse(item["record"])["labels"]), num_parallel_calls=tf.data.AUTOTUNE)
     return int(counts.reduce(0, tf.maximum))
+
+
+def known_labels(labels, filenames, num_classes, article):
+    """`labels`, int32 [B, N], after `require_known`; for a dataset, whose error then is the UserError."""
+    def check(labels, filenames):
+        require_known(labels, filenames, num_classes, article)
+        return labels
+
+    return tf.ensure_shape(tf.numpy_function(check, [labels, filenames], tf.int32, stateful=False), labels.shape)
+
+
+def require_known(labels, filenames, num_classes, article):
+    """Raises UserError that names the first of B pictures with a class that is none of num_classes.
+
+    labels int [B, N], below 0 for what is no object; filenames [B] str or bytes. In a target of one hot classes such
+    an object would have none.
+    """
+    bad = np.argwhere(labels >= num_classes)
+    if len(bad):
+        name, label = filenames[bad[0, 0]], labels[tuple(bad[0])]
+        name = name.decode(errors="replace") if isinstance(name, bytes) else name
+        raise UserError(f"{name} must have classes 0 to {num_classes - 1}, and has {label}. Examine the records: "
+                        f"python -m {article}.preprocess --check.")

@@ -45,10 +45,14 @@ class Findings(NamedTuple):
     notes: list                  # of sentences
 
 
-def examine(folder, *, decode=True, progress=False):
+BACKGROUND = "they teach what is background"
+
+
+def examine(folder, *, without_objects=BACKGROUND, decode=True, progress=False):
     """Reads a whole record set, files against the manifest's sha256 and counts first, and returns `Findings`.
 
-    decode: also decode every picture. Raises UserError if a file is damaged, or no detection records.
+    without_objects: what training makes of pictures without objects, in words. decode: also decode every picture.
+    Raises UserError if a file is damaged, or no detection records.
     """
     folder = pathlib.Path(folder)
     records.verify(folder)
@@ -63,7 +67,8 @@ def examine(folder, *, decode=True, progress=False):
             if entry.get("objects", objects) != objects:
                 what = f"number of objects, {objects}, unlike the manifest's, {entry['objects']}"
                 problems[what].append(split)
-    return Findings(folder, manifest, contents, dict(problems), find_notes(contents, manifest["labels"]))
+    notes = find_notes(contents, manifest["labels"], without_objects)
+    return Findings(folder, manifest, contents, dict(problems), notes)
 
 
 def read(folder, split, *, decode=True, progress=False):
@@ -126,13 +131,14 @@ def find_problems(contents, num_classes):
     return {what: names for what, names in problems.items() if names}
 
 
-def find_notes(contents, labels):
-    """Sentences on what is no mistake for certain; contents: {split: Contents}."""
+def find_notes(contents, labels, without_objects=BACKGROUND):
+    """Sentences on what is no mistake for certain; contents: {split: Contents}. without_objects: as in `examine`."""
     notes = []
     for split, part in contents.items():
         empty = len(part.filenames) - len(np.unique(part.picture))
         if empty:
-            notes.append(f"{split}: {empty} pictures without any object; they teach what is background.")
+            meaning = f"; {without_objects}" if split == "train" else ""
+            notes.append(f"{split}: {empty} pictures without any object{meaning}.")
         same = np.concatenate([part.picture[:, None], part.labels[:, None], part.boxes_xyxy], axis=1)
         doubles = len(same) - len(np.unique(same, axis=0))
         if doubles:

@@ -124,6 +124,13 @@ def read_config(folder):
     return config
 
 
+def kept_values(folder, keys):
+    """{key: value} of those keys in the config.json of a run that goes on; {} where none was begun."""
+    if not (pathlib.Path(folder) / "config.json").exists():
+        return {}
+    return {key: value for key, value in read_config(folder).items() if key in keys}
+
+
 def versions():
     """The versions that a run was made with, by name."""
     return {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__,

@@ -26,10 +26,10 @@ import tensorflow as tf
 from common import errors, workers
 from common.checkpoints import Checkpoints, load_weights, named_variables
 from common.errors import UserError
-from common.run_folder import Log, NonFiniteLoss, Run, Signals, open_run, read_config
+from common.run_folder import Log, NonFiniteLoss, Run, Signals, kept_values, open_run, read_config
 
 __all__ = ["Checkpoints", "Log", "NonFiniteLoss", "Run", "Schedule", "Signals", "clip_by_global_norm",
-           "distribute", "ema_variables", "load_weights", "make_strategy", "named_variables", "open_run",
+           "distribute", "ema_variables", "kept_values", "load_weights", "make_strategy", "named_variables", "open_run",
            "read_config", "schedule", "set_precision", "set_seed", "sum_over_replicas", "swapped", "update_ema",
            "worker_errors"]
 

@@ -43,12 +43,12 @@ def augment(image, boxes_xyxy, labels, rng, size):
     """A random view of the picture: (image uint8 [S, S, 3], boxes_xyxy [K, 4], labels [K]).
 
     boxes_xyxy float32 [N, 4] in fractions of the picture; what comes back are fractions of the view, clipped, of
-    the K objects whose centre is in it.
+    the K objects whose centre is in it, and of crowds (label -1) of which it shows any part.
     """
     height, width = image.shape[:2]
     boxes_xyxy = np.asarray(boxes_xyxy, np.float32) * np.float32([width, height] * 2)
     colors = draw_colors(rng)
-    window = draw_crop(boxes_xyxy, draw_expansion(height, width, rng), rng)
+    window = draw_crop(boxes_xyxy[labels >= 0], draw_expansion(height, width, rng), rng)
     interpolation = INTERPOLATIONS[rng.integers(len(INTERPOLATIONS))]
     mirrored = rng.random() < 0.5
     image, boxes_xyxy, labels = view(image, boxes_xyxy, labels, window, size, interpolation, colors)
@@ -156,7 +156,7 @@ def view(image, boxes_xyxy, labels, window, size, interpolation=cv2.INTER_LINEAR
     """What is in the window, warped to a square: (image uint8 [S, S, 3], boxes_xyxy [K, 4] fractions, labels [K]).
 
     boxes_xyxy [N, 4] pixels of the picture. Objects whose centre is in the window stay, clipped to it (the centre
-    rule of Caffe, whose author's article first kept all, unclipped). Outside of the picture is `MEAN`, which
+    rule of Caffe, whose author's article first kept all, unclipped), and crowds (label -1) that reach into it. Outside of the picture is `MEAN`, which
     `colors` leaves as it is. Caffe pastes the picture into a canvas of up to 16 times its size; here it is
     resized straight to its place, which is rounded to whole pixels of the view, and the boxes with it.
     """
@@ -176,6 +176,8 @@ def view(image, boxes_xyxy, labels, window, size, interpolation=cv2.INTER_LINEAR
 
     center = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
     stay = ((center >= [left, top]) & (center < [right, bottom])).all(axis=1)
+    reaches = ((boxes_xyxy[:, 2:] > [left, top]) & (boxes_xyxy[:, :2] < [right, bottom])).all(axis=1)
+    stay |= (labels < 0) & reaches
     scale = np.float32([(x2 - x1) / (seen[2] - seen[0]), (y2 - y1) / (seen[3] - seen[1])] * 2)
     moved = (boxes_xyxy[stay] - np.float32(seen[:2] * 2)) * scale + np.float32([x1, y1] * 2)
     moved = np.clip(moved, np.float32([x1, y1] * 2), np.float32([x2, y2] * 2))

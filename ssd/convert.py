@@ -10,13 +10,14 @@ extra layers from conv6 on, the article from conv8 on, and take pictures in BGR.
 import math
 import os
 import pathlib
+import sys
 
 import keras
 import numpy as np
 from absl import flags
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-from common import cli, detection_sources, runtime, transfers
+from common import cli, detection_sources, run_folder, runtime, transfers
 from common.errors import UserError
 from ssd import model as models
 
@@ -153,6 +154,25 @@ def read_run(folder, which="best"):
     """(model, config) of a run folder. Raises UserError."""
     keys = ("model", "variant", "width", "batch_norm", "image_size", "labels")
     return runtime.read_run(folder, which, article="ssd", keys=keys, build=build)
+
+
+def variant_for(weights, asked=None):
+    """The variant of the network that the weights were trained in, for a network that starts from them.
+
+    weights: as `train --weights` takes them. asked: the variant of the command line, which is kept, with a line where
+    the other would compute what the weights were trained for. "article" where neither says any. Raises UserError.
+    """
+    path, own = pathlib.Path(weights), None
+    if path.is_dir():
+        own = run_folder.read_config(path).get("variant")
+    elif weights != "imagenet" and caffe_name("classes_0") in read_caffe(path):
+        own = "caffe"
+    if own and asked and own != asked:
+        print(f"note: {weights} was trained as --variant {own}; as {asked} the network pads otherwise and computes "
+              "something else from the same weights.", file=sys.stderr)
+    elif own and not asked:
+        print(f"--variant {own}, as {weights} was trained.", file=sys.stderr)
+    return asked or own or "article"
 
 
 def backbone(model):

@@ -9,6 +9,7 @@ from common import boxes, detection_doctor
 
 ENOUGH = 0.9        # of the objects, with an anchor above the threshold
 SMALLEST = 4        # pixels of the network input: half a cell of the finest map
+WITHOUT_OBJECTS = "they have no loss in SSD, unless it mines negatives in them: ssd.train --min_negatives 10"
 _CHUNK = 500        # boxes at a time: their overlaps take 17 MB
 
 

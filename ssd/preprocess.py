@@ -17,7 +17,6 @@ import tensorflow as tf
 
 from common import boxes, cli, detection, detection_data, detection_doctor, drawing, records
 from common import workers as worker_pool
-from common.errors import UserError
 from ssd import augment, doctor
 from ssd import model as models
 
@@ -29,13 +28,16 @@ def encode_targets(boxes_xyxy, labels, anchors, threshold=THRESHOLD):
     """Targets of one picture: {"classes": int32 [A], 0 is background, "offsets": float32 [A, 4], 0 there}.
 
     boxes_xyxy [N, 4] fractions of the picture; labels [N] from 0; anchors [A, 4] (cx, cy, w, h). Labels below 0
-    (crowds, padding) and boxes without area are no truths. As Caffe's MatchBBox: each truth gets an anchor of its
-    own, those that overlap most first, however little that is; then every other anchor gets the truth that it
-    overlaps most, from `threshold` on. The article matches above 0.5 alone, which leaves small objects without.
+    (crowds, padding) and boxes without area are no truths. An anchor that lies in a crowd by more than `threshold` of
+    its own area, as the COCO evaluator has it, and has no truth, is of class -1: it is not background. As Caffe's
+    MatchBBox: each truth gets an anchor of its own, those that overlap most first, however little that is; then every
+    other anchor gets the truth that it overlaps most, from `threshold` on. The article matches above 0.5 alone, which
+    leaves small objects without.
     """
     boxes_xyxy, anchors = tf.cast(boxes_xyxy, tf.float32), tf.convert_to_tensor(anchors, tf.float32)
     labels, total = tf.cast(labels, tf.int32), anchors.shape[0]
-    real = (labels >= 0) & tf.reduce_all(boxes_xyxy[:, 2:] > boxes_xyxy[:, :2], axis=-1)
+    solid = tf.reduce_all(boxes_xyxy[:, 2:] > boxes_xyxy[:, :2], axis=-1)
+    real, crowds_xyxy = (labels >= 0) & solid, tf.boolean_mask(boxes_xyxy, (labels < 0) & solid)
     boxes_xyxy, labels = tf.boolean_mask(boxes_xyxy, real), tf.boolean_mask(labels, real)
     overlap = boxes.iou(boxes_xyxy, boxes.to_xyxy(anchors))                              # [N, A]
 
@@ -50,7 +52,9 @@ def encode_targets(boxes_xyxy, labels, anchors, threshold=THRESHOLD):
     positive = tf.where(owner >= 0)                                                      # [P, 1]
     owner = tf.gather_nd(owner, positive)
     offsets = models.encode(tf.gather(boxes_xyxy, owner), tf.gather_nd(anchors, positive))
-    return {"classes": tf.scatter_nd(positive, 1 + tf.gather(labels, owner), [total]),
+    classes = tf.scatter_nd(positive, 1 + tf.gather(labels, owner), [total])
+    in_crowd = tf.reduce_any(boxes.share_inside(boxes.to_xyxy(anchors), crowds_xyxy) > threshold, axis=-1)
+    return {"classes": tf.where(in_crowd & (classes == 0), -1, classes),
             "offsets": tf.scatter_nd(positive, offsets, [total, 4])}
 
 
@@ -131,13 +135,12 @@ def training_dataset(folder, *, anchors, image_size, num_classes, batch_size, se
 
 
 def parsed(stream):
-    """A `records.dataset` as a dataset of what `jobs` needs; crowds, which are not one object, are left out."""
+    """A `records.dataset` as a dataset of what `jobs` needs; crowds, which are not one object, have the label -1."""
     def parse(item):
         example = detection.parse(item["record"])
-        real = ~example["is_crowd"]
         return {"epoch": item["epoch"], "index": item["index"], "name": example["filename"],
-                "image_bytes": example["image_bytes"], "boxes_xyxy": tf.boolean_mask(example["boxes_xyxy"], real),
-                "labels": tf.boolean_mask(example["labels"], real)}
+                "image_bytes": example["image_bytes"], "boxes_xyxy": example["boxes_xyxy"],
+                "labels": tf.where(example["is_crowd"], -1, example["labels"])}
 
     return stream.map(parse, num_parallel_calls=tf.data.AUTOTUNE).prefetch(16)
 
@@ -148,10 +151,7 @@ def jobs(examples, num_classes):
     Raises UserError for a class that is none of num_classes.
     """
     for item in examples.as_numpy_iterator():
-        if (item["labels"] >= num_classes).any():
-            raise UserError(f"{item['name'].decode(errors='replace')} must have classes 0 to {num_classes - 1}, "
-                            f"and has {item['labels'].max()}. Examine the records: python -m "
-                            "ssd.preprocess --check.")
+        detection_data.require_known(item["labels"][None], [item["name"]], num_classes, "ssd")
         yield item["epoch"], item["index"], augment.pack(item["image_bytes"], item["name"], item["boxes_xyxy"],
                                                          item["labels"])
 
@@ -170,7 +170,7 @@ def decode_targets(targets, anchors):
     """What the targets of one picture stand for: [(box_xyxy in fractions, label, [its anchors as boxes_xyxy])]."""
     found = []
     classes, offsets = (np.asarray(targets[name]) for name in ("classes", "offsets"))
-    matched = np.flatnonzero(classes)
+    matched = np.flatnonzero(classes > 0)
     corners = boxes.to_xyxy(anchors[matched]).numpy()
     decoded = models.decode(offsets[matched], anchors[matched]).numpy()
     for box, label, anchor in zip(decoded, classes[matched], corners):
@@ -209,7 +209,7 @@ def visualize(folder, split, path, *, labels, anchors, image_size, seed=0, count
         result = augment.prepare(payload, np.random.default_rng([seed, epoch, index]), size=image_size, most=most)
         decoded = decode_targets(encode_targets(result["boxes_xyxy"], result["labels"], anchors), anchors)
         pictures.append(draw_targets(result["image"], decoded, labels, scale=max(1, 600 // image_size)))
-        before += len(augment.unpack(payload)[-1])
+        before += int(np.sum(augment.unpack(payload)[-1] >= 0))
         after, matched = after + int(np.sum(result["labels"] >= 0)), matched + len(decoded)
     drawing.write_png(path, drawing.grid(pictures))
     return before, after, matched
@@ -237,7 +237,7 @@ def main(args):
     folder = detection_data.build_or_find(flags, flags.check or flags.visualize)
     anchors, image_size = models.anchors(flags.model), models.IMAGE_SIZE[flags.model]
     if flags.check:
-        findings = detection_doctor.examine(folder, progress=True)
+        findings = detection_doctor.examine(folder, without_objects=doctor.WITHOUT_OBJECTS, progress=True)
         print(detection_doctor.describe(findings))
         print(doctor.describe(findings.contents, anchors, image_size, THRESHOLD))
     if flags.visualize:

@@ -21,7 +21,8 @@ from ssd.model import IMAGE_SIZE, MODELS, anchors
 DEFAULTS = {
     "model": "vgg300", "variant": "article", "width": 1.0, "batch_norm": False,
     "batch_size": 8, "epochs": 200, "optimizer": "adam", "learning_rate": 1e-3, "epsilon": 0.1, "schedule": None,
-    "warmup_steps": 1000, "weight_decay": 5e-4, "clip_norm": 0.0, "ema": 0.0, "augment": None, "workers": 2,
+    "warmup_steps": 1000, "weight_decay": 5e-4, "clip_norm": 0.0, "ema": 0.0, "min_negatives": 0, "augment": None,
+    "workers": 2,
     "weights": None, "transfer": "all_but_classes", "freeze": 0, "precision": "float32", "seed": 0,
     "limit": 0, "eval_every": 1, "checkpoint_every": 1000,
 }
@@ -33,8 +34,11 @@ DEMO = {
 }
 
 # What shapes the network, the data or the course of training; a run keeps these when it is resumed.
-IDENTITY = ("model", "variant", "width", "batch_norm", "labels", "batch_size", "optimizer", "ema", "freeze", "seed",
-            "limit")
+IDENTITY = ("model", "variant", "width", "batch_norm", "labels", "batch_size", "optimizer", "ema", "min_negatives",
+            "freeze", "seed", "limit")
+
+# What a config.json stands for that is older than these keys.
+FORMER = {"min_negatives": 0}
 
 # What to do when a part of the loss stops being a number.
 _EXPLODED = ("The gradient has exploded: lower --learning_rate, or lengthen --warmup_steps, or set --clip_norm 10. "
@@ -50,8 +54,8 @@ DECAY_PER_EPOCH = 0.97
 DROPS = (2 / 3, 5 / 6)
 
 
-def make_train_step(model, optimizer, strategy, *, weight_decay=0.0, bias_rate=1.0, clip_norm=0.0, ema=(),
-                    ema_decay=0.0):
+def make_train_step(model, optimizer, strategy, *, weight_decay=0.0, bias_rate=1.0, clip_norm=0.0, min_negatives=0,
+                    ema=(), ema_decay=0.0):
     """Returns the `@tf.function` that takes one global batch from an iterator and updates the model.
 
     It returns the loss parts: confidence and localization per positive of the global batch, and l2. bias_rate
@@ -69,7 +73,7 @@ def make_train_step(model, optimizer, strategy, *, weight_decay=0.0, bias_rate=1
             positives = training.sum_over_replicas(tf.reduce_sum(num_positives(targets)))
             divisor = tf.maximum(positives, 1.0)
             with tf.GradientTape() as tape:
-                parts = ssd_loss(targets, model(images, training=True))                   # each [b]
+                parts = ssd_loss(targets, model(images, training=True), min_negatives=min_negatives)     # each [b]
                 parts = {name: tf.reduce_sum(part) / divisor for name, part in parts.items()}
                 parts["l2"] = weight_decay * l2_loss(kernels) / strategy.num_replicas_in_sync
                 scaled_loss = optimizer.scale_loss(tf.add_n(list(parts.values())))
@@ -104,7 +108,7 @@ def train(run_folder, config, strategy):
 
     training.set_seed(config["seed"])
     training.set_precision(config["precision"])
-    run = training.open_run(run_folder, config, IDENTITY)
+    run = training.open_run(run_folder, config, IDENTITY, FORMER)
     with strategy.scope():
         model = convert.build(config)
         if config["weights"] and not any(run.folder.glob("checkpoints/ckpt-*.index")):
@@ -121,7 +125,8 @@ def train(run_folder, config, strategy):
 
     train_step = make_train_step(
         model, optimizer, strategy, weight_decay=config["weight_decay"], clip_norm=config["clip_norm"],
-        bias_rate=2.0 if config["optimizer"] == "sgd" else 1.0, ema=ema, ema_decay=config["ema"])
+        bias_rate=2.0 if config["optimizer"] == "sgd" else 1.0, min_negatives=config["min_negatives"], ema=ema,
+        ema_decay=config["ema"])
     detect = evaluate.make_detect(model, strategy, anchors=anchors(config["model"]))
     batches = iter(training_batches(folder, config, strategy, start_step=step))
     metrics = {}
@@ -229,7 +234,8 @@ def define_flags():
                               learning_rate=DEFAULTS["learning_rate"])
     flags = cli.flags
     flags.DEFINE_enum("model", DEFAULTS["model"], list(MODELS), "Network; it fixes the side of its input.")
-    flags.DEFINE_enum("variant", DEFAULTS["variant"], ["article", "caffe"], "Where the two differ, whom to follow.")
+    flags.DEFINE_enum("variant", DEFAULTS["variant"], ["article", "caffe"], "Where the two differ, whom to follow; "
+                      "default that of --weights, if they are of an SSD, or article.")
     flags.DEFINE_float("width", DEFAULTS["width"], "Multiplies the filters of all layers.", lower_bound=0.05)
     flags.DEFINE_bool("batch_norm", DEFAULTS["batch_norm"], "Normalise after every convolution but the predictors: "
                       "for training from random weights.")
@@ -240,6 +246,9 @@ def define_flags():
                         "from a .caffemodel of SSD's authors.")
     flags.DEFINE_enum("transfer", DEFAULTS["transfer"], ["backbone", "all_but_classes", "all"],
                       "What to take from --weights, if that is a network of ours or of SSD's authors.")
+    flags.DEFINE_integer("min_negatives", DEFAULTS["min_negatives"], "Mine at least N negatives in every image, as "
+                         "TensorFlow's Object Detection API can; with 0, an image without objects has no loss.",
+                         lower_bound=0)
     flags.DEFINE_integer("freeze", DEFAULTS["freeze"], "Do not train the first N stages of the base.",
                          lower_bound=0, upper_bound=5)
     flags.DEFINE_enum("optimizer", DEFAULTS["optimizer"], ["adam", "sgd"], "The article's Adam, or Caffe's SGD.")
@@ -264,13 +273,17 @@ def main(args):
     values = {key: flags[key].value for key in DEFAULTS if not flags[key].using_default_value}
     if flags.demo:
         values = {**DEMO, **values}
+    run_folder = pathlib.Path(flags.run or pathlib.Path("runs") / "ssd" / pathlib.Path(name).name)
+    kept = training.kept_values(run_folder, ["variant"])
+    values = {**kept, **values}
+    if flags.weights and flags.transfer != "backbone" and not kept:
+        values["variant"] = convert.variant_for(flags.weights, values.get("variant"))
     strategy = training.make_strategy()
     folder = preprocess.ensure_records(name)
     config = make_config({**values, "tfrecords": str(folder)}, records.read_manifest(folder))
     if not config["weights"] and not config["batch_norm"]:
         print("note: the article starts from VGG-16's weights: --weights imagenet. From random weights give "
               "--batch_norm.", file=sys.stderr)
-    run_folder = pathlib.Path(flags.run or pathlib.Path("runs") / "ssd" / pathlib.Path(name).name)
     metrics = train(run_folder, config, strategy)
     if metrics:
         print(f"mAP@0.5 {metrics['map50']:.3f}, COCO AP {metrics['coco_ap']:.3f} on the validation pictures")

@@ -2,8 +2,8 @@
 
 Article, "Pack everything in a custom loss function"; paper, eq. 3. `yolo_loss` takes
 
-    targets      float32 [B, h * w, C + 5], a truth of each cell, packed (classes, x, y, w, h, obj): see
-                 preprocess.encode_targets
+    targets      float32 [B, h * w, C + 5], a truth of each cell, packed (classes, x, y, w, h, obj), obj -1 for cells
+                 in a crowd: see preprocess.encode_targets
     predictions  float32 [B, h * w, C + 1 + 5 A], what the network puts out: see model.py
 
 and returns a dict of the parts, each [B], a sum over cells, boxes and classes: never an average over the batch.
@@ -31,10 +31,12 @@ _SMALLEST = 1e-12  # of a side before its root: the gradient at 0 is infinite
 def yolo_loss(targets, predictions, *, num_boxes, lambda_coord=5.0, lambda_noobj=0.5):
     """The article's loss; of several boxes in a cell the responsible one is the object's (paper, sec. 2.2).
 
-    lambda_coord: the paper's 5; the article skips it ("not essential"), which is 1.
+    lambda_coord: the paper's 5; the article skips it ("not essential"), which is 1. Cells in a crowd are not taught
+    that nothing is there.
     """
     num_classes = targets.shape[-1] - 5
-    true_class, true_xy, true_wh, obj_mask = tf.split(targets, [num_classes, 2, 2, 1], axis=-1)
+    true_class, true_xy, true_wh, obj = tf.split(targets, [num_classes, 2, 2, 1], axis=-1)
+    obj_mask, known = tf.maximum(obj, 0.0), tf.cast(obj >= 0, tf.float32)                 # [B, h * w, 1]
     class_scores, cell_boxes = split(predictions, num_classes, num_boxes)
     pred_xy, pred_wh, confidence = tf.split(cell_boxes, [2, 2, 1], axis=-1)
     overlap, responsible = assign(targets, cell_boxes)                                    # [B, h * w, A] each
@@ -49,7 +51,7 @@ def yolo_loss(targets, predictions, *, num_boxes, lambda_coord=5.0, lambda_noobj
         "xy": lambda_coord * sum_cells(responsible * xy_error),
         "wh": lambda_coord * sum_cells(responsible * wh_error),
         "obj": sum_cells(responsible * tf.square(overlap - confidence)),
-        "noobj": lambda_noobj * sum_cells((1 - responsible) * tf.square(confidence)),
+        "noobj": lambda_noobj * sum_cells(known * (1 - responsible) * tf.square(confidence)),
         "class": sum_cells(obj_mask * class_error),
     }
 
@@ -67,7 +69,7 @@ def assign(targets, cell_boxes):
     distance = tf.reduce_sum(tf.square(predicted - truth), axis=-1)
     rank = tf.where(tf.reduce_max(overlap, axis=-1, keepdims=True) > 0, overlap, -distance)
     best = tf.one_hot(tf.argmax(rank, axis=-1), cell_boxes.shape[-2])
-    return overlap, best * targets[..., -1:]
+    return overlap, best * tf.maximum(targets[..., -1:], 0.0)
 
 
 def truth_boxes(targets):

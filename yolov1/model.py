@@ -25,7 +25,9 @@ def conv_pair(x, name, kernel_size):
     """
     x = keras.layers.Conv2D(16, kernel_size, name=f"{name}_narrow")(x)
     x = keras.layers.Conv2D(32, 3, name=f"{name}_wide")(x)
-    x = keras.layers.LeakyReLU(negative_slope=0.3)(x)
+    # Leaky ReLU. TensorFlow's own, behind a bias and with a gradient, makes its graph optimizer give up ("remapper
+    # failed") on the whole training step.
+    x = keras.ops.maximum(x, 0.3 * x)
     return keras.layers.MaxPooling2D(2)(x)
 
 

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from common import boxes, cli, detection, detection_data, detection_doctor, drawing, records
 from yolov1 import label_files, words
+from yolov1.model import cell_corners
 
 KIND = detection.KIND  # of records
 
@@ -29,7 +30,8 @@ def encode_targets(boxes_xyxy, labels, grid, num_classes):
 
     boxes_xyxy [N, 4] fractions of the picture; labels [N]; grid: cells on a side. x, y is the centre in cells from
     the picture's corner (the article's y_true), w, h are fractions of the picture. Of several boxes in a cell the
-    first stays, as in Darknet. Boxes without area, and those with a label below 0 (crowds), are no truths.
+    first stays, as in Darknet. Boxes without area, and those with a label below 0 (crowds), are no truths; a cell
+    without a truth, more than half of which lies in a crowd, has obj -1: it is not background.
     """
     boxes_xyxy, labels = tf.convert_to_tensor(boxes_xyxy), tf.convert_to_tensor(labels)
     return encode_batch(boxes_xyxy[None], labels[None], grid, num_classes)[0]
@@ -41,14 +43,21 @@ def encode_batch(boxes_xyxy, labels, grid, num_classes):
     position = centers * grid
     cell = tf.clip_by_value(tf.cast(tf.floor(position), tf.int32), 0, grid - 1)           # (column, row)
     index = cell[..., 1] * grid + cell[..., 0]                                            # [B, N]
-    real = tf.reduce_all(sizes > 0, axis=-1) & (labels >= 0)
+    solid = tf.reduce_all(sizes > 0, axis=-1)
+    real = solid & (labels >= 0)
     same = (index[:, :, None] == index[:, None]) & real[:, None]                          # [B, N, N]
     earlier = tf.linalg.band_part(same, -1, 0) & ~tf.linalg.band_part(same, 0, 0)
     first = tf.where(real & ~tf.reduce_any(earlier, axis=-1))                             # [K, 2]
     values = tf.concat([tf.one_hot(labels, num_classes), position, sizes, tf.ones_like(sizes[..., :1])], axis=-1)
     place = tf.stack([tf.cast(first[:, 0], tf.int32), tf.gather_nd(index, first)], axis=-1)
     shape = [tf.shape(labels)[0], grid * grid, num_classes + 5]
-    return tf.scatter_nd(place, tf.gather_nd(values, first), shape)
+    targets = tf.scatter_nd(place, tf.gather_nd(values, first), shape)
+
+    corners = cell_corners(grid * grid)
+    inside = boxes.share_inside(tf.concat([corners, corners + 1], axis=-1) / grid, boxes_xyxy)     # [B, h * w, N]
+    in_crowd = tf.reduce_any((inside > 0.5) & (solid & (labels < 0))[:, None], axis=-1)
+    empty = tf.cast(in_crowd & (targets[..., -1] == 0), tf.float32)
+    return tf.concat([targets[..., :-1], targets[..., -1:] - empty[..., None]], axis=-1)
 
 
 def training_dataset(folder, *, grid, image_size, num_classes, batch_size, seed, start_step=0,
@@ -67,15 +76,17 @@ def training_dataset(folder, *, grid, image_size, num_classes, batch_size, seed,
     def prepare(item):
         example = detection.parse(item["record"])
         image = boxes.warp(detection.decode_image(example["image_bytes"]), image_size)
-        return image, example["boxes_xyxy"], tf.where(example["is_crowd"], -1, example["labels"])
+        labels = tf.where(example["is_crowd"], -1, example["labels"])
+        return image, example["boxes_xyxy"], labels, example["filename"]
 
-    def encode(images, boxes_xyxy, labels):
+    def encode(images, boxes_xyxy, labels, filenames):
+        labels = detection_data.known_labels(labels, filenames, num_classes, "yolov1")
         targets = encode_batch(boxes_xyxy, labels, grid, num_classes)
         return images, tf.ensure_shape(targets, [batch_size, grid * grid, num_classes + 5])
 
     dataset = stream.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = dataset.padded_batch(batch_size, ([image_size, image_size, 3], [None, 4], [None]), (0.0, 0.0, -1),
-                                   drop_remainder=True)
+    dataset = dataset.padded_batch(batch_size, ([image_size, image_size, 3], [None, 4], [None], []),
+                                   (0.0, 0.0, -1, ""), drop_remainder=True)
     return dataset.map(encode, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
@@ -110,7 +121,8 @@ def visualize(folder, split, path, *, labels, grid, image_size, seed=0, count=12
     for item in records.dataset(folder, split, seed=seed, epochs=1).take(count):
         example = detection.parse(item["record"])
         image = boxes.warp(detection.decode_image(example["image_bytes"]), image_size).numpy()
-        decoded = decode_targets(encode_targets(example["boxes_xyxy"], example["labels"], grid, len(labels)))
+        truths = tf.where(example["is_crowd"], -1, example["labels"])
+        decoded = decode_targets(encode_targets(example["boxes_xyxy"], truths, grid, len(labels)))
         side = image_size * scale
         pixels = cv2.resize(np.rint(image * 255).astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST)
         for line in range(1, grid):
@@ -119,7 +131,7 @@ def visualize(folder, split, path, *, labels, grid, image_size, seed=0, count=12
         boxes_xyxy = np.reshape([box for box, *_ in decoded], [-1, 4]) * side
         class_ids = [label for _, label, _ in decoded]
         pictures.append(drawing.draw_boxes(pixels, boxes_xyxy, names, class_ids=class_ids))
-        objects, targets = objects + len(example["labels"]), targets + len(decoded)
+        objects, targets = objects + int(tf.math.count_nonzero(truths >= 0)), targets + len(decoded)
     drawing.write_png(path, drawing.grid(pictures))
     return objects, targets
 
@@ -131,12 +143,12 @@ def crowded(contents, grid):
     """
     lines = []
     for split, part in contents.items():
-        centers = (part.boxes_xyxy[:, :2] + part.boxes_xyxy[:, 2:]) / 2
+        boxes_xyxy, picture = part.boxes_xyxy[~part.is_crowd], part.picture[~part.is_crowd]
+        centers = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
         cells = np.clip(np.nan_to_num(centers) * grid, 0, grid - 1).astype(int)
-        places = np.unique(np.concatenate([part.picture[:, None], cells], axis=1), axis=0)
-        lost, total = len(part.labels) - len(places), max(len(part.labels), 1)
-        lines.append(f"{split}: {lost} of {len(part.labels)} objects ({lost / total:.1%}) have another one in "
-                     f"their cell at --grid {grid} and are not learnt")
+        lost = len(picture) - len(np.unique(np.concatenate([picture[:, None], cells], axis=1), axis=0))
+        lines.append(f"{split}: {lost} of {len(picture)} objects ({lost / max(len(picture), 1):.1%}) have another one "
+                     f"in their cell at --grid {grid} and are not learnt")
     return "\n".join(lines)
 
 
@@ -144,7 +156,7 @@ def find(name, source=None, labels=None, *, seed=0, size=64, grid=2):
     """The `detection.Source` that the article has of its own: its made-up words, or its label files; else None."""
     if name == words.NAME and source is None:
         return words.source(seed=seed, size=size, grid=grid, words=labels or words.LABELS)
-    if source is not None and label_files.find_layout(source):
+    if source is not None and pathlib.Path(source).is_dir() and label_files.find_layout(source)[0]:
         return label_files.source(source, name, labels)
     return None
 

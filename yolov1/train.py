@@ -189,7 +189,8 @@ def define_flags():
     flags.DEFINE_enum("schedule", DEFAULTS["schedule"], ["constant", "cosine", "step"], "Of the learning rate.")
     flags.DEFINE_integer("warmup_steps", DEFAULTS["warmup_steps"], "At most a fifth of the training.",
                          lower_bound=0)
-    flags.DEFINE_float("weight_decay", DEFAULTS["weight_decay"], "Of the kernels.", lower_bound=0.0)
+    flags.DEFINE_float("weight_decay", DEFAULTS["weight_decay"], "Decay of the kernels, such as 0.05 with Adam, apart "
+                       "from the gradient, or 5e-4 with SGD, through the momentum.", lower_bound=0.0)
     flags.DEFINE_float("clip_norm", DEFAULTS["clip_norm"], "Largest norm of the gradient; 0 does not clip.",
                        lower_bound=0.0)
     flags.DEFINE_float("ema", DEFAULTS["ema"], "Decay of a moving average of the weights that is validated and "

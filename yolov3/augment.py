@@ -24,13 +24,13 @@ def augment(image, boxes_xyxy, labels, rng, out):
     """Draws a random view of the picture into `out` uint8 [S, S, 3]; returns (boxes_xyxy float32 [K, 4], labels [K]).
 
     boxes_xyxy [N, 4] in fractions of the picture; what comes back are fractions of the network input, clipped, of the
-    K objects that are in view.
+    K objects that are in view. Of a crowd (label -1), any part in view counts.
     """
     landing = draw_landing(*image.shape[:2], rng, len(out))
     flip, colors = rng.random() < 0.5, color_matrix(*rng.random(3))
     moved = place(image, boxes_xyxy, landing, out, flip, colors)
     visible = np.clip(moved, 0, 1)
-    stay = area(visible) > MIN_VISIBLE * area(moved)
+    stay = area(visible) > np.where(labels < 0, 0, MIN_VISIBLE) * area(moved)
     return visible[stay], labels[stay]
 
 

@@ -13,9 +13,10 @@ ENOUGH_RECALL = 0.9      # of the anchors; COCO's own reach about 0.9 on photogr
 
 
 def network_boxes(contents, image_size):
-    """(boxes_xyxy [N, 4] in fractions of the letterboxed network input, picture [N]); finite boxes only."""
+    """(boxes_xyxy [N, 4] in fractions of the letterboxed network input, picture [N]) of what is learnt: finite boxes
+    that are no crowds."""
     height, width = contents.sizes[contents.picture].T
-    sound = np.isfinite(contents.boxes_xyxy).all(axis=1)
+    sound = np.isfinite(contents.boxes_xyxy).all(axis=1) & ~contents.is_crowd
     letterboxed = boxes.letterbox_boxes(contents.boxes_xyxy[:, None], height, width, image_size)[:, 0].numpy()
     return letterboxed[sound], contents.picture[sound]
 

@@ -3,6 +3,7 @@
 Article, "Loss Function": xy, wh, objectness, no-objectness and class loss. Both functions take
 
     targets      {"boxes_xyxy": [B, N, 4] all truth boxes in fractions of the network input, zero behind the last,
+                  "is_crowd": [B, N] bool, which of them are crowds; without the key none is,
                   "grids": a tuple over scales of [B, h, w, A, 5 + C], packed (x, y, w, h, obj, classes)}
     predictions  the list of logits [B, h, w, A, 5 + C] that the network puts out
 
@@ -36,7 +37,7 @@ def article_loss(targets, predictions, anchors, image_size, *, lambda_coord=5.0,
         wh_error = tf.reduce_sum(tf.square(grid[..., 2:4] - twh), axis=-1)
         obj_entropy = cross_entropy(obj_mask, tobj)
         class_entropy = tf.reduce_sum(cross_entropy(grid[..., 5:], tclass), axis=-1)
-        ignore_mask = not_ignored(logits, targets["boxes_xyxy"], scale_anchors, image_size, ignore_threshold)
+        ignore_mask = not_ignored(logits, targets, scale_anchors, image_size, ignore_threshold)
 
         parts["xy"] += lambda_coord * sum_cells(weight * xy_error)
         parts["wh"] += lambda_coord * sum_cells(weight * wh_error)
@@ -61,7 +62,7 @@ def darknet_loss(targets, predictions, anchors, image_size, *, ignore_threshold=
         wh_error = tf.reduce_sum(tf.square(grid[..., 2:4] - twh), axis=-1)
         obj_entropy = cross_entropy(obj_mask, tobj)
         class_entropy = tf.reduce_sum(cross_entropy(grid[..., 5:], tclass), axis=-1)
-        ignore_mask = not_ignored(logits, targets["boxes_xyxy"], scale_anchors, image_size, ignore_threshold)
+        ignore_mask = not_ignored(logits, targets, scale_anchors, image_size, ignore_threshold)
 
         parts["xy"] += sum_cells(weight * xy_entropy)
         parts["wh"] += sum_cells(weight * wh_error / 2)
@@ -83,18 +84,22 @@ def split(logits):
     return txy, twh, tobj[..., 0], tclass
 
 
-def not_ignored(logits, truth_boxes_xyxy, anchors, image_size, threshold):
+def not_ignored(logits, targets, anchors, image_size, threshold):
     """1 where a prediction overlaps no truth box by more than `threshold`, else 0; [B, h, w, A].
 
     Every truth box counts at every scale, as in Darknet. The article's code compared with the truths of the same
-    scale only, and sorted their coordinates column by column, which mixes the boxes up.
+    scale only, and sorted their coordinates column by column, which mixes the boxes up. A crowd is not one object, and
+    its IoU with a member is small: what counts is the share of the prediction in it.
     """
     logits = tf.cast(tf.stop_gradient(logits), tf.float32)
     predicted = boxes.to_xyxy(decode_boxes(logits, anchors, image_size))                  # [B, h, w, A, 4]
     shape = tf.shape(predicted)
     flat = tf.reshape(predicted, [shape[0], -1, 4])
-    best_iou = tf.reduce_max(boxes.iou(flat, truth_boxes_xyxy), axis=-1)                  # [B, h * w * A]
-    return tf.cast(tf.reshape(best_iou, shape[:-1]) <= threshold, tf.float32)
+    overlap = boxes.iou(flat, targets["boxes_xyxy"])                                      # [B, h * w * A, N]
+    if "is_crowd" in targets:
+        inside = boxes.share_inside(flat, targets["boxes_xyxy"])
+        overlap = tf.where(targets["is_crowd"][:, tf.newaxis], inside, overlap)
+    return tf.cast(tf.reshape(tf.reduce_max(overlap, axis=-1), shape[:-1]) <= threshold, tf.float32)
 
 
 def box_weight(grid, anchors, image_size):

@@ -72,7 +72,8 @@ def encode_batch(boxes_xyxy, labels, anchors, strides, size, num_classes):
 def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch_size, seed, augmented=True,
                      start_step=0, global_batch_size=None, limit=0, multi_scale=False, num_workers=1,
                      worker=0):
-    """Endless batches (images uint8 [B, S, S, 3], {"boxes_xyxy": [B, N, 4], "grids": [...]}) for the loss.
+    """Endless batches (images uint8 [B, S, S, 3], {"boxes_xyxy": [B, N, 4], "is_crowd": [B, N], "grids": [...]}) for the
+    loss.
 
     Pictures stay bytes, a quarter of what floats take to the device; the step makes floats of them.
     Step k takes the examples k * global_batch_size onwards of the endless stream of epochs, so that training
@@ -88,7 +89,7 @@ def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch
 
     def prepare(batch):
         example = detection.parse_batch(batch["record"])
-        # A crowd is not learnt as one object; its box stays, so that the ignore mask spares its members.
+        # A crowd is not learnt as one object; its box stays, so that what lies in it is not learnt as background.
         labels = tf.where(example["is_crowd"], -1, example["labels"])
         # Every example of a step gets the size that belongs to the step, on whichever replica it lands.
         step = (batch["epoch"][0] * per_epoch + batch["index"][0]) // global_batch_size
@@ -96,7 +97,7 @@ def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch
         size = tf.constant(sizes)[draw] if multi_scale else image_size
         # One call for the whole batch: OpenCV leaves Python's lock, and several batches are on their way.
         images, boxes_xyxy, labels = tf.numpy_function(
-            lambda *arrays: _training_pictures(*arrays, seed, augmented),
+            lambda *arrays: _training_pictures(*arrays, seed, augmented, num_classes),
             [example["image_bytes"], example["filename"], example["boxes_xyxy"], labels, batch["epoch"],
              batch["index"], size], (tf.uint8, tf.float32, tf.int32), stateful=False)
         boxes_xyxy = tf.ensure_shape(boxes_xyxy, [batch_size, None, 4])
@@ -104,7 +105,8 @@ def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch
         grids = encode_batch(boxes_xyxy, labels, anchors, strides, size, num_classes)
         grids = [tf.ensure_shape(grid, [batch_size] + shape) for grid, shape in zip(grids, grid_shapes)]
         images = tf.ensure_shape(images, [batch_size, side, side, 3])
-        return images, {"boxes_xyxy": boxes_xyxy, "grids": tuple(grids)}
+        is_crowd = (labels < 0) & tf.reduce_any(boxes_xyxy > 0, axis=-1)
+        return images, {"boxes_xyxy": boxes_xyxy, "is_crowd": is_crowd, "grids": tuple(grids)}
 
     side = None if multi_scale else image_size
     grid_shapes = [[side and side // stride] * 2 + [len(anchors[0]), 5 + num_classes] for stride in strides]
@@ -112,8 +114,12 @@ def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def _training_pictures(image_bytes, filenames, boxes_xyxy, labels, epoch, index, size, seed, augmented):
-    """(images uint8 [B, S, S, 3], boxes_xyxy float32 [B, N, 4] in fractions of them, labels int32 [B, N])."""
+def _training_pictures(image_bytes, filenames, boxes_xyxy, labels, epoch, index, size, seed, augmented, num_classes):
+    """(images uint8 [B, S, S, 3], boxes_xyxy float32 [B, N, 4] in fractions of them, labels int32 [B, N]).
+
+    Raises UserError for a picture that cannot be decoded and for a class that is none of num_classes.
+    """
+    detection_data.require_known(labels, filenames, num_classes, "yolov3")
     images = np.empty([len(image_bytes), size, size, 3], np.uint8)
     placed_xyxy, kept_labels = np.zeros_like(boxes_xyxy), np.full_like(labels, -1)
     for i, (data, filename) in enumerate(zip(image_bytes, filenames)):
@@ -170,7 +176,8 @@ def visualize(folder, split, path, *, labels, anchors, strides, image_size, seed
         rng = np.random.default_rng([seed, 0, item["index"].numpy()])
         picture = decoding.decode(example["image_bytes"], example["filename"])
         image = np.empty([image_size, image_size, 3], np.uint8)
-        truth, classes = augment.augment(picture, example["boxes_xyxy"], example["labels"], rng, image)
+        known = np.where(example["is_crowd"], -1, example["labels"])
+        truth, classes = augment.augment(picture, example["boxes_xyxy"], known, rng, image)
         grids = encode_targets(truth, classes, anchors, strides, image_size, len(labels))
         decoded = decode_targets(grids, anchors, image_size)
         names = [f"{'+'.join(labels[i] for i in ids)} /{strides[scale]} {anchors[scale][anchor][0]:g}x"
@@ -178,7 +185,7 @@ def visualize(folder, split, path, *, labels, anchors, strides, image_size, seed
         boxes_xyxy = np.reshape([box for box, *_ in decoded], [-1, 4]) * image_size
         colors = [ids[0] for _, ids, *_ in decoded]
         pictures.append(drawing.draw_boxes(image, boxes_xyxy, names, class_ids=colors))
-        before, after, targets = before + len(example["labels"]), after + len(classes), targets + len(decoded)
+        before, after, targets = before + np.sum(known >= 0), after + np.sum(classes >= 0), targets + len(decoded)
     drawing.write_png(path, drawing.grid(pictures))
     return before, after, targets
 

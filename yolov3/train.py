@@ -22,10 +22,14 @@ from yolov3.model import DEFAULT_ANCHORS, MODELS, STRIDES
 DEFAULTS = {
     "model": "yolov3", "width": 1.0, "image_size": 416, "anchors": None, "loss": "article",
     "batch_size": 16, "epochs": 100, "optimizer": "adam", "learning_rate": 1e-3, "schedule": "cosine",
-    "warmup_steps": 1000, "weight_decay": 5e-4, "clip_norm": 10.0, "ema": 0.0, "multi_scale": False, "augment": None,
+    "warmup_steps": 1000, "weight_decay": None, "clip_norm": 10.0, "ema": 0.0, "multi_scale": False, "augment": None,
     "weights": None, "transfer": "all_but_classes", "freeze_backbone": False, "precision": "float32", "seed": 0,
     "limit": 0, "eval_every": 1, "checkpoint_every": 1000,
 }
+
+# Darknet's for SGD. AdamW takes rate * decay of a kernel in each step: over a VOC training of 15,600 steps at 5e-4 on
+# average, 0.05 takes a third; Darknet's 5e-4 would take 0.4 %, as good as nothing.
+WEIGHT_DECAY = {"adam": 0.05, "sgd": 5e-4}
 
 # Learns in about three minutes on two CPU cores.
 DEMO = {
@@ -174,7 +178,7 @@ def validate(detect, folder, config, strategy):
 
 
 def make_optimizer(config, total_steps):
-    """Adam (default) or Darknet's SGD with momentum 0.9, both with decoupled weight decay on the kernels alone.
+    """AdamW (default) or Darknet's SGD with momentum 0.9, both with weight decay on the kernels alone.
 
     The article's own start is a rate of 0.01, and it reports 1e-4 and 1e-5 as working; Adam at 1e-3 after a warm-up is
     what trains from random weights. Darknet: SGD at 1e-3, burn-in of 1,000 steps with power 4, decay 5e-4.
@@ -211,7 +215,9 @@ def freeze_backbone(model):
 def make_config(values, manifest):
     """config.json of a new run: DEFAULTS, then `values`, then the labels of the records and the network's anchors."""
     config = {**DEFAULTS, **values, "article": "yolov3", "labels": manifest["labels"]}
-    anchors = config["anchors"] or DEFAULT_ANCHORS[config["model"]]
+    if config["weight_decay"] is None:
+        config["weight_decay"] = WEIGHT_DECAY[config["optimizer"]]
+    anchors = DEFAULT_ANCHORS[config["model"]] if config["anchors"] is None else config["anchors"]
     config["anchors"] = np.asarray(anchors, np.float32).tolist()
     strides = STRIDES[config["model"]]
     if np.shape(config["anchors"])[0] != len(strides):
@@ -239,10 +245,11 @@ def define_flags():
     flags.DEFINE_enum("transfer", DEFAULTS["transfer"], ["backbone", "all_but_classes", "all"],
                       "What to take from --weights.")
     flags.DEFINE_bool("freeze_backbone", DEFAULTS["freeze_backbone"], "Do not train the layers before the necks.")
-    flags.DEFINE_enum("optimizer", DEFAULTS["optimizer"], ["adam", "sgd"], "Adam, or Darknet's momentum SGD.")
+    flags.DEFINE_enum("optimizer", DEFAULTS["optimizer"], ["adam", "sgd"], "AdamW, or Darknet's momentum SGD.")
     flags.DEFINE_enum("schedule", DEFAULTS["schedule"], ["constant", "cosine", "step"], "Of the learning rate.")
     flags.DEFINE_integer("warmup_steps", DEFAULTS["warmup_steps"], "At most a fifth of the training.", lower_bound=0)
-    flags.DEFINE_float("weight_decay", DEFAULTS["weight_decay"], "Of the kernels.", lower_bound=0.0)
+    flags.DEFINE_float("weight_decay", DEFAULTS["weight_decay"], "Decay of the kernels: AdamW's, apart from the "
+                       "gradient, default 0.05; SGD's, through the momentum, default 5e-4.", lower_bound=0.0)
     flags.DEFINE_float("clip_norm", DEFAULTS["clip_norm"], "Largest norm of the gradient; 0 does not clip.",
                        lower_bound=0.0)
     flags.DEFINE_float("ema", DEFAULTS["ema"], "Decay of a moving average of the weights that is validated and "
@@ -260,10 +267,11 @@ def main(args):
         values = {**DEMO, **values}
     if flags.anchors:
         values["anchors"] = convert.parse_anchors(flags.anchors, {**DEFAULTS, **values}["model"])
+    run_folder = pathlib.Path(flags.run or pathlib.Path("runs") / "yolov3" / pathlib.Path(name).name)
+    values = {**training.kept_values(run_folder, ["weight_decay"]), **values}
     strategy = training.make_strategy()
     folder = preprocess.ensure_records(name)
     config = make_config({**values, "tfrecords": str(folder)}, records.read_manifest(folder))
-    run_folder = pathlib.Path(flags.run or pathlib.Path("runs") / "yolov3" / pathlib.Path(name).name)
     metrics = train(run_folder, config, strategy)
     if metrics:
         print(f"mAP@0.5 {metrics['map50']:.3f}, COCO AP {metrics['coco_ap']:.3f} on the validation pictures")

@@ -70,7 +70,10 @@ def test_every_problem_is_found(sick):
 
 def test_notes(sick):
     notes = "\n".join(detection_doctor.examine(sick).notes)
-    assert "train: 2 pictures without any object" in notes                 # "text" and "empty"
+    # "text" and "empty"
+    assert "train: 2 pictures without any object; they teach what is background." in notes
+    without = detection_doctor.examine(sick, without_objects="they have no loss").notes
+    assert "train: 2 pictures without any object; they have no loss." in without
     assert "train: 1 objects have class and box of another" in notes
     assert "val: 1 pictures are in train too" in notes                     # "sound"
     assert "train: no object of 1 classes: owl" in notes

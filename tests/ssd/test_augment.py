@@ -286,3 +286,12 @@ def test_decoding_keeps_the_stored_pixels():
     np.testing.assert_array_equal(decoding.decode(gray), np.repeat(image[..., :1], 3, axis=-1))
     alpha = cv2.imencode(".png", np.dstack([image[..., ::-1], np.full([16, 32], 7, np.uint8)]))[1].tobytes()
     np.testing.assert_array_equal(decoding.decode(alpha), image)
+
+
+def test_a_crowd_stays_as_long_as_any_of_it_is_in_view():
+    """Its centre is at 45, 20; the window ends at 40. An object of the same box is gone."""
+    image = np.zeros([40, 60, 3], np.uint8)
+    boxes_xyxy = np.float32([[30, 0, 60, 40], [30, 0, 60, 40], [45, 0, 60, 40]])
+    _, found, labels = augment.view(image, boxes_xyxy, np.int32([-1, 0, -1]), (0, 0, 40, 40), 80)
+    assert labels.tolist() == [-1]
+    np.testing.assert_allclose(found, [[0.75, 0, 1, 1]], atol=1e-6)

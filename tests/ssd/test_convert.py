@@ -260,8 +260,14 @@ def test_run_folders(tmp_path, monkeypatch, capsys):
         convert.main([])
     refused("holds a run already", **arguments)
     assert "ssd.predict --run" in capsys.readouterr().out
+    for start in (path, run):
+        assert convert.variant_for(str(start)) == "caffe" == convert.variant_for(str(start), "caffe")
+        assert convert.variant_for(str(start), "article") == "article"
+        assert "trained as --variant caffe; as article the network" in capsys.readouterr().err
+    assert convert.variant_for("imagenet") == "article"
     base = {name: arrays for name, arrays in weights.items() if "mbox" not in name}
     path.write_bytes(caffe_oracle.caffemodel(base))
+    assert convert.variant_for(str(path)) == "article"                     # a base alone is the same in both
     refused("has no conv4_3_norm_mbox_conf", **{**arguments, "run": str(tmp_path / "new")})
 
     config = json.loads((run / "config.json").read_text())

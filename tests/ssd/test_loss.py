@@ -25,13 +25,15 @@ def as_tensors(*arrays):
     return tf.nest.map_structure(tf.constant, arrays)
 
 
-def numpy_loss(targets, predictions, ratio=3):
+def numpy_loss(targets, predictions, ratio=3, least=0):
     """The definition, one anchor after the other."""
     confidence, localization = [], []
     for classes, wanted, logits, offsets in zip(targets["classes"], targets["offsets"], predictions["logits"],
                                                 predictions["offsets"]):
         positive_loss, distance, negative_losses = 0.0, 0.0, []
         for anchor, label in enumerate(classes):
+            if label < 0:
+                continue                                                   # in a crowd
             scores = np.exp(logits[anchor].astype(np.float64) - logits[anchor].max())
             entropy = -np.log(scores[label] / scores.sum())
             if label == 0:
@@ -40,7 +42,7 @@ def numpy_loss(targets, predictions, ratio=3):
             positive_loss += entropy
             for difference in offsets[anchor].astype(np.float64) - wanted[anchor]:
                 distance += difference ** 2 / 2 if abs(difference) < 1 else abs(difference) - 0.5
-        hardest = sorted(negative_losses, reverse=True)[:ratio * int(np.sum(classes > 0))]
+        hardest = sorted(negative_losses, reverse=True)[:max(ratio * int(np.sum(classes > 0)), least)]
         confidence.append(positive_loss + sum(hardest))
         localization.append(distance)
     return {"confidence": np.array(confidence), "localization": np.array(localization)}
@@ -87,6 +89,23 @@ def test_equals_the_loops(positives, ratio):
     np.testing.assert_array_equal(num_positives(targets), positives)
 
 
+def test_anchors_in_a_crowd_have_no_loss_and_a_picture_can_have_negatives_without_positives():
+    targets, predictions = random_batch(11, positives=(3, 0, 17))
+    targets["classes"][:, ::3] = np.where(targets["classes"][:, ::3] > 0, targets["classes"][:, ::3], -1)
+    for least in (0, 5, 100):
+        tensors = as_tensors(targets, predictions)
+        with tf.GradientTape() as tape:
+            tape.watch(tensors[1])
+            found = ssd_loss(*tensors, min_negatives=least)
+        for name, expected in numpy_loss(targets, predictions, least=least).items():
+            np.testing.assert_allclose(found[name], expected, rtol=2e-5, atol=1e-6, err_msg=name)
+        gradient = tape.gradient(found["confidence"], tensors[1]["logits"]).numpy()
+        assert not gradient[targets["classes"] < 0].any()
+        empty = np.any(gradient[1] != 0, axis=-1).sum()
+        assert empty == min(least, (targets["classes"][1] == 0).sum())
+    np.testing.assert_array_equal(num_positives(targets), [3, 0, 17])
+
+
 def test_mining_equals_the_ranks_of_pytorch():
     """The usual PyTorch spelling: the rank of each anchor, from sorting twice, is below the number of negatives."""
     torch = pytest.importorskip("torch")
@@ -126,7 +145,7 @@ def test_of_equal_losses_the_first_anchors_count():
     positive[0, [0, 5]] = True
     with tf.GradientTape() as tape:
         tape.watch(entropy)
-        total = sum_of_hardest(entropy, tf.constant(positive), 3)
+        total = sum_of_hardest(entropy, tf.constant(~positive), tf.constant([6, 0]))
     assert total.numpy().tolist() == [6.0, 0.0]
     assert np.flatnonzero(tape.gradient(total, entropy)[0]).tolist() == [1, 2, 3, 4, 6, 7]
 

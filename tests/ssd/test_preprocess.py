@@ -145,8 +145,8 @@ def test_five_hundred_boxes(alike):
 
 
 def test_what_is_no_truth():
-    """Nothing at all, padding and crowds (-1), boxes without area, turned inside out, outside of every anchor."""
-    for truth, labels in (([], []), ([corners(0.3, 0.5, 0.2, 0.2)], [-1]), ([[0.3, 0.2, 0.3, 0.6]], [0]),
+    """Nothing at all, padding (-1), boxes without area, turned inside out, outside of every anchor."""
+    for truth, labels in (([], []), ([[0, 0, 0, 0]], [-1]), ([[0.3, 0.2, 0.3, 0.6]], [0]),
                           ([[0.3, 0.6, 0.5, 0.6]], [0]), ([[0.5, 0.2, 0.3, 0.6]], [0]), ([[0, 0, 0, 0]], [0]),
                           ([[5, 5, 6, 6]], [0])):
         classes, offsets = encode(truth, labels)
@@ -155,6 +155,18 @@ def test_what_is_no_truth():
     classes, offsets = encode([pixel], [2], models.anchors("vgg300"))
     anchor, = np.flatnonzero(classes)
     np.testing.assert_allclose(models.decode(offsets, models.anchors("vgg300"))[anchor], pixel, atol=1e-5)
+
+
+def test_anchors_in_a_crowd_are_neither_objects_nor_background():
+    """Of anchors that lie in the crowd by all, 3/4, 1/4 and nothing of their own area the first two are no background;
+    one that is an object's stays so."""
+    crowd = [0.0, 0.0, 0.5, 1.0]
+    anchors = np.float32([[0.2, 0.5, 0.2, 0.2], [0.45, 0.5, 0.2, 0.2], [0.55, 0.5, 0.2, 0.2], [0.8, 0.5, 0.2, 0.2],
+                          [0.2, 0.2, 0.2, 0.2]])
+    for order in (1, -1):
+        classes, offsets = encode([crowd, corners(0.2, 0.2, 0.2, 0.2)][::order], [-1, 2][::order], anchors)
+        assert classes.tolist() == [-1, -1, 0, 0, 3] and not offsets[:4].any()
+    assert len(preprocess.decode_targets({"classes": classes, "offsets": offsets}, anchors)) == 1
 
 
 def test_a_batch_is_its_pictures():
@@ -168,7 +180,7 @@ def test_a_batch_is_its_pictures():
         np.testing.assert_array_equal(together["classes"][i], classes)
         # In a graph a division by a constant becomes a product.
         np.testing.assert_allclose(together["offsets"][i], offsets, rtol=1e-6, atol=1e-6)
-    assert not together["classes"][1].numpy().any()
+    assert together["classes"][1].numpy().max() == 0                       # crowds alone
 
 
 def test_targets_are_decoded_back():
@@ -273,7 +285,11 @@ def test_pictures_without_objects_and_crowds(tmp_path):
     assert detection_data.most_objects(folder, "train") == 1
     for augmented in (True, False):
         (images, targets), = batches(folder, 1, num_classes=2, augmented=augmented)
-        assert images.shape == (4, 96, 96, 3) and not targets["classes"].any() and not targets["offsets"].any()
+        assert images.shape == (4, 96, 96, 3) and not targets["offsets"].any()
+        of_crowd = (targets["classes"] < 0).sum(axis=1)
+        assert targets["classes"].max() == 0 and np.sort(of_crowd)[:3].tolist() == [0, 0, 0]
+        # The crowd covers .64 of the picture, unless augmentation looks past it.
+        assert augmented or of_crowd.max() > 0.5 * targets["classes"].shape[1]
     assert detection_data.most_objects(write(tmp_path / "nothing", empty), "train") == 0
     batch, = preprocess.evaluation_dataset(folder, "train", image_size=30, batch_size=4)
     assert batch["images"].shape == (4, 30, 30, 3) and batch["boxes_xyxy"].shape == (4, 1, 4)

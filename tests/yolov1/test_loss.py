@@ -190,3 +190,15 @@ def test_equals_a_slow_twin_and_is_a_sum_per_picture(grid, num_boxes, num_classe
         for name in PARTS:
             assert parts[name].shape == (5,)
             assert parts[name][picture] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
+
+
+def test_cells_in_a_crowd_are_not_taught_that_nothing_is_there():
+    """Three empty cells of confidence 0.6, one of them in a crowd: twice 0.5 * 0.36; no other part hears of it."""
+    empty = [0, 0, 0, 0.5, 0.5, 0.5, 0.5, 0.6]
+    predictions = predictions_of((0, empty), (2, empty), (3, empty))
+    plain = parts_of(targets_of((1, TRUTH)), predictions)
+    crowd = parts_of(targets_of((1, TRUTH), (2, [0, 0, 0, 0, 0, 0, -1])), predictions)
+    assert plain["noobj"] == pytest.approx([3 * 0.5 * 0.36]) and crowd["noobj"] == pytest.approx([2 * 0.5 * 0.36])
+    assert all(plain[name] == crowd[name] for name in PARTS if name != "noobj")
+    moved = gradient(targets_of((1, TRUTH), (2, [0, 0, 0, 0, 0, 0, -1])), predictions, "noobj")
+    assert not moved[0, 2].any() and moved[0, 3].any()

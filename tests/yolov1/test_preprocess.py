@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common import detection, detection_demo, detection_doctor, records
+from common import detection, detection_demo, detection_doctor, records, training
 from common.errors import UserError
 from yolov1 import label_files, preprocess, words
 
@@ -218,12 +218,31 @@ def test_borders_crowds_and_crowded_cells():
     assert not preprocess.encode_targets(np.zeros([0, 4], np.float32), np.zeros([0], np.int32), 2, 2).numpy().any()
 
 
+def test_cells_in_a_crowd_are_neither_objects_nor_background():
+    """The crowd covers the left column, .6 of cell (1, 0) and .4 of cell (1, 1); an object has cell (0, 1)."""
+    boxes_xyxy = np.float32([[0, 0, 0.5, 1], [0.5, 0, 0.8, 0.5], [0.5, 0.5, 0.7, 1], [0.1, 0.6, 0.3, 0.8]])
+    targets = preprocess.encode_targets(boxes_xyxy, np.int32([-1, -1, -1, 1]), grid=2, num_classes=2).numpy()
+    np.testing.assert_array_equal(targets[:, -1], [-1, -1, 1, 0])
+    assert len(preprocess.decode_targets(targets)) == 1
+
+
+def test_an_unknown_class_is_an_error_that_names_the_picture(tmp_path):
+    picture = tf.io.encode_png(np.zeros([20, 20, 3], np.uint8)).numpy()
+    example = detection.encode_example(picture, 20, 20, "third.png", [[0.1, 0.1, 0.9, 0.9]], [2])
+    with records.RecordWriter(tmp_path / "set", kind="detection", labels=["a", "b"]) as writer:
+        writer.write_split("train", [example])
+        writer.publish()
+    dataset = preprocess.training_dataset(tmp_path / "set", grid=2, image_size=32, num_classes=2, batch_size=1, seed=0)
+    with pytest.raises(UserError, match="third.png must have classes 0 to 1, and has 2"), training.worker_errors():
+        next(iter(dataset))
+
+
 def test_a_batch_is_its_pictures_with_500_boxes_too():
     rng = np.random.default_rng(0)
     corners = rng.uniform(size=[3, 500, 2, 2]).astype(np.float32)
     boxes_xyxy = np.concatenate([corners.min(2), corners.max(2)], axis=-1)
     labels = rng.integers(-1, 4, [3, 500]).astype(np.int32)
-    batch = preprocess.encode_batch(boxes_xyxy, labels, 7, 4).numpy()
+    batch = np.maximum(preprocess.encode_batch(boxes_xyxy, labels, 7, 4).numpy(), 0)       # of the crowds nothing
     for picture in range(3):
         seen = {}
         for box, label in zip(boxes_xyxy[picture], labels[picture]):

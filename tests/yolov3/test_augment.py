@@ -240,3 +240,12 @@ def test_hue_turns_as_far_as_it_says(draw, direction):
                      for image in (color, recolored(color, 0.5, 0.5, draw)))
     turned = (after - before + 90) % 180 - 90
     assert 5 <= direction * turned <= 13
+
+
+def test_a_crowd_stays_as_long_as_any_of_it_is_in_view(monkeypatch):
+    """The picture lands 90 pixels to the left of the view of 100: a tenth of the boxes is in view."""
+    monkeypatch.setattr(augment, "draw_landing", lambda *_: (-90, 0, 10, 100))
+    image, truth = np.zeros([100, 100, 3], np.uint8), np.float32([[0, 0, 1, 1], [0, 0, 1, 1]])
+    rng = np.random.default_rng(0)
+    _, labels = augment.augment(image, truth, np.int32([-1, 0]), rng, canvas(100))
+    assert labels.tolist() == [-1]

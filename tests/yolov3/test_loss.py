@@ -145,10 +145,37 @@ def test_ignore_mask_does_not_mix_the_truths_up():
         logits[position][0:4] = values
         hits.append(position)
     padded = np.concatenate([truths, np.zeros([3, 4], np.float32)]) / 64   # as batches are padded
-    mask = not_ignored(tf.constant(logits), tf.constant(padded[None]), ANCHORS[0], SIZE, 0.5).numpy()
+    targets = {"boxes_xyxy": tf.constant(padded[None])}
+    mask = not_ignored(tf.constant(logits), targets, ANCHORS[0], SIZE, 0.5).numpy()
     assert mask[hits[0]] == 0 and mask[hits[1]] == 0
     assert mask[hits[2]] == 1
     assert mask.sum() == mask.size - 2
+
+
+def test_what_lies_in_a_crowd_is_not_background():
+    """A box of 16 x 16 in a crowd of 60 x 60 has IoU 256 / 3600 with it, far below any threshold, and lies in it; one of
+    32 x 32 at 44, 44 shares 16 x 16 of its 1,024 with it, a quarter."""
+    crowd = np.array([[0, 0, 60, 60]], np.float32)
+    logits = np.zeros([1, 2, 2, 2, 7], np.float32)
+    logits[..., 2:4], logits[..., 0:2] = -9, -9                            # points in the corners of their cells
+    inside, values = prediction((8, 8, 24, 24), (0, 0), 1)
+    logits[inside][0:4] = values
+    across, values = prediction((44, 44, 76, 76), (1, 1), 1)
+    logits[across][0:4] = values
+    truths = {"boxes_xyxy": tf.constant(crowd[None] / 64)}
+    counts = {"one object": False, "crowd": True}
+    masks = {name: not_ignored(tf.constant(logits), {**truths, "is_crowd": tf.constant([[flag]])}, ANCHORS[0], SIZE,
+                               0.5).numpy() for name, flag in counts.items()}
+    assert masks["one object"].min() == 1
+    assert masks["crowd"][across] == 1 and masks["crowd"].sum() == 1       # the points lie in the crowd, too
+    grids = [np.zeros([1, 2, 2, 2, 7], np.float32)]
+    for name, loss in LOSSES.items():
+        spared, charged = (loss({**truths, "grids": grids, "is_crowd": tf.constant([[flag]])}, [tf.constant(logits)],
+                                ANCHORS, SIZE)["noobj"].numpy()[0] for flag in (True, False))
+        # The objectness of all eight predictions is 1/2: log 2 each.
+        weight = 0.5 if name == "article" else 1.0
+        assert charged == pytest.approx(8 * weight * np.log(2), rel=1e-5), name
+        assert spared == pytest.approx(weight * np.log(2), rel=1e-5), name
 
 
 def test_every_truth_counts_at_every_scale():

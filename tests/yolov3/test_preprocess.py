@@ -413,3 +413,38 @@ def test_build_from_a_folder_in_voc_layout(tmp_path, capsys):
     mine = train.picture == 3
     np.testing.assert_allclose(train.boxes_xyxy[mine] * 96, expected, atol=1e-4)
     assert train.labels[mine].tolist() == labels.tolist()
+
+
+def written(folder, example, labels=("a", "b")):
+    with records.RecordWriter(folder, kind="detection", labels=list(labels)) as writer:
+        writer.write_split("train", [example])
+        writer.publish()
+    return folder
+
+
+def one_batch(folder, **options):
+    options = {"anchors": models.TINY_ANCHORS, "strides": (16, 32), "image_size": 64, "num_classes": 2,
+               "batch_size": 1, "seed": 0, "augmented": False, **options}
+    with training.worker_errors():
+        return next(iter(preprocess.training_dataset(folder, **options)))
+
+
+def test_crowds_are_marked_and_no_anchors_are_sought_for_them(tmp_path):
+    picture = tf.io.encode_png(np.zeros([40, 40, 3], np.uint8)).numpy()
+    example = detection.encode_example(
+        picture, 40, 40, "crowd.png", [[0, 0, 1, 0.9], [0.2, 0.2, 0.5, 0.6]], [1, 0], is_crowd=[True, False])
+    folder = written(tmp_path / "set", example)
+    _, targets = one_batch(folder)
+    np.testing.assert_array_equal(targets["is_crowd"], [[True, False]])
+    assert sum(grid.numpy()[..., 4].sum() for grid in targets["grids"]) == 1
+    contents = {"train": detection_doctor.read(folder, "train", decode=False)}
+    np.testing.assert_allclose(doctor.network_sizes(contents.values(), 64), [[0.3 * 64, 0.4 * 64]], rtol=1e-5)
+    assert preprocess.visualize(folder, "train", tmp_path / "targets.png", labels=["a", "b"],
+                                anchors=models.TINY_ANCHORS, strides=(16, 32), image_size=64, count=1)[0] == 1
+
+
+def test_an_unknown_class_is_an_error_that_names_the_picture(tmp_path):
+    picture = tf.io.encode_png(np.zeros([20, 20, 3], np.uint8)).numpy()
+    example = detection.encode_example(picture, 20, 20, "third.png", [[0.1, 0.1, 0.9, 0.9]], [2])
+    with pytest.raises(UserError, match="third.png must have classes 0 to 1, and has 2"):
+        one_batch(written(tmp_path / "set", example))
