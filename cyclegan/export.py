@@ -75,7 +75,7 @@ def signatures():
 
     def from_files(image_bytes):
         def read(data):
-            image = export.decode_picture(data, MAX_PIXELS)
+            image = export.decode_picture(data, MAX_PIXELS, on_white=True)
             return tf.io.serialize_tensor(tf.cast(image, tf.float32) / 255)
 
         return (each(read, image_bytes, tf.string),)
@@ -185,10 +185,11 @@ A new version in this folder is loaded as soon as it has its number.
 
 ## `a2b_bytes`, `b2a_bytes`: files in, files out
 
-`image_bytes`: JPEG or PNG files of any sizes up to {max_pixels} pixels each, EXIF orientation not applied.
-(`cyclegan.predict` turns pictures as viewers do; turn them upright before sending, if they carry a rotation.) The
-networks know their subjects in the size that they have in training pictures of {size} x {size}: shrink photos of
-many times that size. What is no picture, or too large, fails its whole request with INVALID_ARGUMENT (HTTP 400).
+`image_bytes`: JPEG or PNG files of any sizes up to {max_pixels} pixels each, transparency on white, EXIF
+orientation not applied. (`cyclegan.predict` turns pictures as viewers do; turn them upright before sending, if they
+carry a rotation.) The networks know their subjects in the size that they have in training pictures of
+{size} x {size}: shrink photos of many times that size. What is no picture, or too large, fails its whole request with
+INVALID_ARGUMENT (HTTP 400).
 
     (printf '{{"signature_name": "a2b_bytes", "instances": [{{"image_bytes": {{"b64": "'; \\
      base64 < {number}/assets.extra/example.jpg | tr -d '\\n'; printf '"}}}}]}}') | \\

@@ -29,7 +29,7 @@ import numpy as np
 
 from common import cli, detection_predict, drawing, media, runtime, writer
 from common.errors import UserError
-from cyclegan import faces, overlays
+from cyclegan import faces, overlays, preprocess
 from cyclegan.predict import DIRECTIONS, MULTIPLE, SMALLEST, bundle_network, load_run, whole_network
 
 EXTEND, ASPECT = 1.8, 218 / 178  # width of CelebA's pictures in boxes of BlazeFace, and their height / width
@@ -91,13 +91,11 @@ def region_of(face, *, extend=EXTEND, aspect=ASPECT, align=True):
 def crop(picture, region, size):
     """float32 [S, S, 3] in 0..1: what a picture uint8 [H, W, 3] has in a region, mirrored beyond its border.
 
-    A region of more pixels than the crop is averaged.
+    The region is cut out pixel by pixel, and resized as training pictures are.
     """
-    times = max(1, int(np.ceil(max(region.width, region.height) / size)))
-    large = times * size
-    to_picture = region.matrix() / [large, large, 1]
-    found = _warp(picture, to_picture, (large, large), cv2.BORDER_REFLECT_101)
-    return cv2.resize(found, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    sides = [max(1, round(side)) for side in (region.width, region.height)]
+    found = _warp(picture, region.matrix() / [*sides, 1], sides, cv2.BORDER_REFLECT_101)
+    return preprocess.resize(found, size).numpy() / 255
 
 
 def _warp(image, matrix, size, border, interpolation=cv2.INTER_LINEAR):
@@ -230,8 +228,8 @@ def predict(arguments, detect, swap, out, *, every_face=False, smooth=0.5, value
     tracker, start = faces.Tracker(smooth), time.perf_counter()
     with writer.Writer(out, "faces.jsonl", arguments) as written:
         try:
-            for frame in media.frames(arguments, on_unreadable):
-                if frame.index == 0:
+            for frame in media.frames(arguments, on_unreadable, on_white=True):
+                if frame.first:
                     tracker.reset()
                 found = tracker.update(detect(frame.image))
                 if not every_face:

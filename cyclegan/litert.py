@@ -28,7 +28,7 @@ import tensorflow as tf
 
 from common import cli, files, folding, media, records
 from common.errors import UserError
-from cyclegan import predict, preprocess
+from cyclegan import predict, preprocess, sources
 from cyclegan.evaluate import SIDES
 
 KINDS = ("float32", "float16", "int8_weights", "int8_dynamic", "int8", "int8_full")
@@ -165,31 +165,26 @@ def read_folder(folder, image_size, limit):
         raise UserError(f"--representative must be a folder of pictures, and {name} cannot be used: {reason}.")
 
     found = []
-    for frame in media.frames([str(folder)], refuse):
+    for frame in media.frames([str(folder)], refuse, on_white=True):
         found.append(preprocess.resize(frame.image, image_size).numpy()[None] / 255)
         if len(found) == limit:
             break
     return found
 
 
-def read_records(folder, split, image_size, limit):
-    """As `read_folder`, of a split of a record set."""
-    dataset = preprocess.evaluation_dataset(folder, split, image_size=image_size, batch_size=1, limit=limit)
-    return [(batch["images"].numpy() + 1) / 2 for batch in dataset]
-
-
 def gather(config, direction, image_size, *, folder=None, samples=100, measured=10):
     """(representative pictures, others to measure on) of the side that a direction starts from.
 
-    folder: of pictures, or one that holds trainA and trainB or A and B; those behind the first `samples` of them
-    are measured, or the same where there are no others. Without it, the training and test pictures of the record
-    set that the run was trained on. Raises UserError.
+    folder: of pictures, for both sides, or one that holds trainA and trainB or A and B; those behind the first
+    `samples` of them are measured, or the same where there are no others. Without it, the record set that the run was
+    trained on: pictures drawn from those for training, and the first for testing. Raises UserError.
     """
     side = SIDES[direction]
     if folder:
-        parts = [part for part in (pathlib.Path(folder) / f"train{side}", pathlib.Path(folder) / side)
-                 if part.is_dir()]
-        found = read_folder((parts or [folder])[0], image_size, samples + measured)
+        folder = pathlib.Path(folder)
+        given = sources.side_folders(folder)[0] if folder.is_dir() else {}
+        places = [place for place in (given.get(f"train{side}"), folder / side) if place and place.is_dir()]
+        found = read_folder((places or [folder])[0], image_size, samples + measured)
         return found[:samples], found[samples:] or found[:measured]
     name = config.get("tfrecords")
     if not name or not pathlib.Path(name).is_dir():
@@ -197,8 +192,9 @@ def gather(config, direction, image_size, *, folder=None, samples=100, measured=
                         "to measure on. Say with --representative where some are.")
     for split in (f"train{side}", f"test{side}"):
         records.resolve(name, kind=preprocess.KIND, split=split, command=preprocess.command(name))
-    return (read_records(name, f"train{side}", image_size, samples),
-            read_records(name, f"test{side}", image_size, measured))
+    drawn = preprocess.drawn_dataset(name, f"train{side}", image_size=image_size, count=samples)
+    first = preprocess.evaluation_dataset(name, f"test{side}", image_size=image_size, batch_size=1, limit=measured)
+    return tuple([(batch["images"].numpy() + 1) / 2 for batch in batches] for batches in (drawn.batch(1), first))
 
 
 # The folder
@@ -212,11 +208,13 @@ def export_files(generators, config, out, *, image_size=None, kinds=KINDS, pictu
     of `gather`, with `options`. Results: {direction: {kind: dict of `measure`}}. Raises UserError, also where the
     float32 file differs from the Keras model.
     """
-    size, out, results = image_size or config["image_size"], pathlib.Path(out), {}
+    size, out, results, measured_on = image_size or config["image_size"], pathlib.Path(out), {}, []
     require("ai_edge_litert")
     for way in predict.DIRECTIONS:
         representative, measured = pictures[way] if pictures else gather(config, way, size, **options)
         results[way] = {}
+        again = ", which chose the 8 bits" if measured[0] is representative[0] else ""
+        measured_on.append(f"{len(measured)} pictures for {way}{again}")
         for kind, data in convert(generators[way], size, kinds, representative):
             found = results[way][kind] = measure(data, generators[way], measured)
             if kind == "float32" and not found["difference"] <= TOLERANCE:
@@ -234,7 +232,7 @@ def export_files(generators, config, out, *, image_size=None, kinds=KINDS, pictu
     plain = {way: {kind: {key: value if np.isfinite(value) else None for key, value in found.items()}
                    for kind, found in of_way.items()} for way, of_way in results.items()}
     files.write_json(out / "results.json", {"image_size": size, "labels": config["labels"], **plain})
-    files.write_text(out / "README.md", readme(results, config, size, len(measured)))
+    files.write_text(out / "README.md", readme(results, config, size, " and ".join(measured_on)))
     return results
 
 
@@ -244,21 +242,21 @@ def row(found):
             f"SSIM {found['ssim']:.4f}, {1000 * found['seconds']:.0f} ms")
 
 
-def readme(results, config, image_size, count):
-    """The text of README.md: the table and how to run a file."""
+def readme(results, config, image_size, measured_on):
+    """The text of README.md: the table and how to run a file. measured_on: which pictures, in words."""
     lines = [f"| {way} | {kind} | {found['bytes'] / 1e6:.2f} | {found['psnr']:.1f} | {found['lowest_psnr']:.1f} | "
              f"{found['ssim']:.4f} | {1000 * found['seconds']:.0f} |"
              for way, of_way in results.items() for kind, found in of_way.items()]
     (first, *_), (a, b) = results["a2b"], config["labels"]
-    return README.format(a=a, b=b, size=image_size, count=count, threads=os.cpu_count(), table="\n".join(lines),
-                         first=first)
+    return README.format(a=a, b=b, size=image_size, measured_on=measured_on, threads=os.cpu_count(),
+                         table="\n".join(lines), first=first)
 
 
 README = """\
 # CycleGAN for LiteRT: a2b makes {b} of {a}, b2a makes {a} of {b}
 
 Pictures float32 [1, {size}, {size}, 3], RGB in 0..1, in and out (int8_full: int8, see `get_input_details`).
-Against the float model, on {count} pictures a direction; times on the machine that exported, {threads} threads:
+Against the float model, on {measured_on}; times on the machine that exported, {threads} threads:
 
 | direction | file | MB | PSNR, dB | lowest | SSIM | ms |
 |---|---|---|---|---|---|---|
@@ -267,14 +265,16 @@ Against the float model, on {count} pictures a direction; times on the machine t
 int8_weights and int8_dynamic need no representative pictures; int8 leaves normalisation in float, which int8_full
 does not.
 
-    # pip install ai-edge-litert opencv-python-headless
-    import cv2
+    # pip install ai-edge-litert pillow
+    import numpy as np
     from ai_edge_litert.interpreter import Interpreter
+    from PIL import Image, ImageOps
 
     translate = Interpreter("a2b_{first}.tflite").get_signature_runner()
-    picture = cv2.resize(cv2.imread("photo.jpg"), ({size}, {size}), interpolation=cv2.INTER_AREA)
-    found = translate(images=picture[None, ..., ::-1].astype("float32") / 255)["pictures"][0]
-    cv2.imwrite("translated.png", (found[..., ::-1] * 255).round().astype("uint8"))
+    picture = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+    picture = np.float32(picture.resize(({size}, {size}), Image.Resampling.BICUBIC)) / 255  # as in training
+    found = translate(images=picture[None])["pictures"][0]
+    Image.fromarray(np.uint8(np.rint(np.clip(found, 0, 1) * 255))).save("translated.png")
 """
 
 

@@ -4,9 +4,9 @@
     python -m cyclegan.predict --run runs/cyclegan/horse2zebra --direction b2a --side_by_side --size 512 video.mp4
 
 Pictures have any size and keep it: the network gets them with their mirror image below and on the right up to
-multiples of 4, which is cut off again. They are turned as their EXIF orientation says. Large ones go through the
-network piece by piece with the same result, see `tiling`. Networks know their subjects in the size that they have
-in training pictures, which --size helps to keep.
+multiples of 4, which is cut off again. They are turned as their EXIF orientation says, and transparent ones lie on
+white, as in training. Large ones go through the network piece by piece with the same result, see `tiling`. Networks
+know their subjects in the size that they have in training pictures, which --size helps to keep.
 
 H, W picture.
 """
@@ -147,19 +147,18 @@ def choose_network(generator, tile=None):
 def make_translate(infer, size=0):
     """The function from a picture uint8 [H, W, 3] to its translation, the same, and the seconds of the network.
 
-    infer: one of the networks above. size: pictures with a longer side are shrunk to it for the network, and the
-    translation is enlarged again; 0 shrinks nothing.
+    infer: one of the networks above. size: pictures with a longer side are shrunk to it for the network, as training
+    pictures are, and the translation is enlarged again; 0 shrinks nothing.
     """
     def translate(picture):
         height, width = picture.shape[:2]
         share = size / max(height, width)
         if 0 < share < 1:
-            small = [max(1, round(side * share)) for side in (width, height)]
-            image = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
+            image = preprocess.resize(picture, [max(1, round(side * share)) for side in (height, width)]).numpy()
         else:
-            image = picture
+            image = picture.astype(np.float32)
         start = time.perf_counter()
-        found = np.asarray(infer(image.astype(np.float32) / 255))
+        found = np.asarray(infer(image / 255))
         seconds = time.perf_counter() - start
         found = preprocess.to_bytes(found * 2 - 1)
         if found.shape != picture.shape:
@@ -189,7 +188,7 @@ def predict(arguments, translate, out, *, values=None, side_by_side=False, repor
     count, network_seconds, interrupted, start = 0, 0.0, False, time.perf_counter()
     with writer.Writer(out, "translations.jsonl", arguments) as written:
         try:
-            for frame in media.frames(arguments, on_unreadable):
+            for frame in media.frames(arguments, on_unreadable, on_white=True):
                 translated, seconds = translate(frame.image)
                 drawn = np.concatenate([frame.image, translated], axis=1) if side_by_side else translated
                 written.write(frame, drawn, values or {})

@@ -12,13 +12,15 @@ sides and shuffled the pairs). records -> parse -> augment, or resize alone -> b
 B batch, H, W picture, S side of what the networks get. Their range is -1..1.
 """
 
+import array
 import pathlib
 import shlex
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from common import building, cli, drawing, images, records
+from common import building, cli, drawing, images, records, splits
 from common.errors import UserError
 from cyclegan import sources
 
@@ -50,12 +52,20 @@ def parse(record):
             "width": tf.cast(found["image/width"], tf.int32), "filename": found["image/filename"]}
 
 
-def resize(image, size):
-    """uint8 [H, W, 3] as float32 [S, S, 3] in 0..255, or a batch: bicubic, averaged where it shrinks.
+def decode(record):
+    """The picture uint8 [H, W, 3] of one record; works in a graph. Transparency, which older sets have, is white."""
+    return images.decode(parse(record)["image_bytes"], on_white=True)
 
-    Both sides become S, whatever they were, as in the paper's code, which uses Pillow's bicubic.
+
+def resize(image, size):
+    """uint8 [H, W, 3] as float32 of a size in 0..255, or a batch: bicubic, averaged where it shrinks.
+
+    size: S for both sides, whatever they were, as in the paper's code, which uses Pillow's bicubic; or (height, width).
+    What a network was trained on is what it must get: evaluation, predict, face swap and LiteRT resize with this too.
+    (Means over areas are 1.6 to 2.4 levels rms away, for photos that are shrunk to 256 to 96 pixels.)
     """
-    return tf.clip_by_value(tf.image.resize(image, [size, size], "bicubic", antialias=True), 0.0, 255.0)
+    size = size if isinstance(size, (list, tuple)) else [size, size]
+    return tf.clip_by_value(tf.image.resize(image, size, "bicubic", antialias=True), 0.0, 255.0)
 
 
 def augment(image, key, size, flip=True):
@@ -104,7 +114,7 @@ def training_dataset(folder, *, image_size, batch_size, seed, augmented=True, fl
                                    start=divmod(start, max(per_epoch, 1)), shard_index=worker)
 
         def prepare(item):
-            image = images.decode(parse(item["record"])["image_bytes"])
+            image = decode(item["record"])
             if not augmented:
                 return to_floats(resize(image, image_size))
             key = tf.random.experimental.stateless_fold_in(tf.constant([seed, number], tf.int64), item["epoch"])
@@ -126,7 +136,7 @@ def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_si
     dataset = records.dataset(folder, split, epochs=1, limit=limit)
 
     def prepare(item):
-        image = images.decode(parse(item["record"])["image_bytes"])
+        image = decode(item["record"])
         return {"images": to_floats(resize(image, image_size)), "index": item["index"]}
 
     dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
@@ -134,6 +144,16 @@ def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_si
     missing = -records.count(folder, split, limit=limit) % (global_batch_size or batch_size)
     dataset = dataset.concatenate(filler.repeat(missing))
     return dataset.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+def drawn_dataset(folder, split, *, image_size, count, seed=0):
+    """{"images": float32 [S, S, 3] in -1..1} of at most `count` pictures, drawn from all of a split.
+
+    The first ones of a set may be of one kind: they are in the order of their files and folders.
+    """
+    drawn = records.dataset(folder, split, seed=seed, epochs=1).take(count)
+    return drawn.map(lambda item: {"images": to_floats(resize(decode(item["record"]), image_size))},
+                     num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def domains(folder):
@@ -177,26 +197,53 @@ def build(name, source=None, folder=None, *, shards=None, num_workers=None, skip
     folder = pathlib.Path(folder or records.default_folder(name, KIND))
     found = sources.find(name, source, **choices)
 
+    items = {split: _OfSplit(split, each) for split, each in found.splits.items()}
+    keys = {split: array.array("d") for split in items}  # a number for each picture, the same for its copies
+
     def example(item):
-        image, filename = found.load(item)
-        picture = upright(building.read_picture(image, filename)[0])
+        image, filename = found.load(item.item)
+        # There are no boxes to go by: pictures are turned as viewers show them, and lie on white.
+        picture, _ = building.read_picture(image, filename, turned=True, on_white=True)
+        keys[item.split].append(splits.fraction(picture.data))
         return encode_example(picture, filename), picture.height * picture.width, dict.fromkeys(picture.repairs, 1)
 
-    building.build(folder, found.splits, example, kind=KIND, labels=found.labels, builder="cyclegan.preprocess",
-                   origin=found.origin, units=("pictures", "pixels"), shards=shards, num_workers=num_workers,
-                   on_bad="skip" if skip_bad else "error")
+    report = building.build(
+        folder, items, example, kind=KIND, labels=found.labels, builder="cyclegan.preprocess", origin=found.origin,
+        units=("pictures", "pixels"), manifest=lambda: {"shared": splits.shared(keys)}, left_out=found.left_out,
+        shards=shards, num_workers=num_workers, on_bad="skip" if skip_bad else "error")
+    for line in shared_lines(report.manifest["shared"]):
+        print(line)
     return folder
 
 
-def upright(picture):
-    """An `images.Picture` turned as its EXIF orientation says: TensorFlow's decoder would ignore that."""
-    orientation = images.read_header(picture.data).orientation
-    if orientation == 1:
-        return picture
-    image = np.ascontiguousarray(images.upright(images.decode(picture.data).numpy(), orientation))
-    data = tf.io.encode_jpeg(image, quality=95, chroma_downsampling=False).numpy()
-    return images.Picture(data, "jpeg", image.shape[1], image.shape[0],
-                          (*picture.repairs, "picture turned as its EXIF orientation says"))
+def shared_lines(shared):
+    """A line for each pair of splits in `splits.shared` of the four: of one domain, or of two."""
+    of_one = {split: {other: count for other, count in others.items() if other[-1] == split[-1]}
+              for split, others in shared.items()}
+    return [*splits.shared_lines(of_one, "pictures"),
+            *(f"note: {split}: {count} pictures are in {other} too, which is of the other domain."
+              for split, others in shared.items() for other, count in others.items() if other[-1] != split[-1])]
+
+
+class _OfSplit:
+    """The items of a split, each with the split's name."""
+
+    def __init__(self, split, items):
+        self._split, self._items = split, items
+
+    def __len__(self):
+        return len(self._items)
+
+    def __iter__(self):
+        return (_Item(self._split, item) for item in self._items)
+
+
+class _Item(NamedTuple):
+    split: str
+    item: Any
+
+    def __str__(self):  # what the manifest says of one that was skipped
+        return str(self.item[1] if isinstance(self.item, tuple) else self.item)
 
 
 def visualize(folder, path, *, image_size, seed=0, columns=8):
@@ -222,7 +269,7 @@ def define_flags():
     flags.DEFINE_bool("skip_bad", False, "Leave out, and list, pictures that cannot be used.")
     flags.DEFINE_bool("visualize", False, "Draw batches of A and B as training gets them.")
     flags.DEFINE_integer("image_size", 256, "Side of the pictures that --visualize draws.", lower_bound=16)
-    flags.DEFINE_integer("seed", 0, "Seed of made-up pictures and of drawn batches.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "Seed of the split, of made-up pictures and of drawn batches.", lower_bound=0)
 
 
 def main(args):

@@ -4,8 +4,8 @@ tensorflow-datasets, the demo's animals.
 Each reader gives a `Source`. A and B are the two domains; nobody says which picture of B belongs to one of A.
 """
 
+import collections
 import functools
-import hashlib
 import os
 import pathlib
 import re
@@ -13,13 +13,13 @@ from typing import Any, Callable, NamedTuple
 
 import tensorflow as tf
 
-from common import media
+from common import building, media, splits
 from common.detection_sources import reachable
 from common.errors import UserError
 from cyclegan import demo
 
 SPLITS = ("trainA", "trainB", "testA", "testB")
-HELD_OUT = 10  # one in so many pictures is for testing where nothing else is said
+HELD_OUT = 10  # about one in so many pictures is for testing where nothing else is said
 # The sets of the paper that tensorflow-datasets has as cycle_gan/<name>, with what A and B show.
 TFDS = {
     "apple2orange": ["apple", "orange"], "summer2winter_yosemite": ["summer", "winter"],
@@ -29,6 +29,7 @@ TFDS = {
 }
 _HOST = "https://efrosgans.eecs.berkeley.edu/cyclegan/datasets/"
 _ATTRIBUTES, _PARTITION = "list_attr_celeba", "list_eval_partition"
+_BESIDE = "files or folders beside the folders of splits"
 _FACES = ("img_align_celeba/img_align_celeba", "img_align_celeba", "Img/img_align_celeba", ".")
 
 
@@ -37,6 +38,7 @@ class Source(NamedTuple):
     splits: dict                       # {"trainA": items, "trainB", "testA", "testB"}
     load: Callable[[Any], tuple]       # item -> (path of the picture or its encoded bytes, name for the record)
     origin: str                        # for the manifest
+    left_out: dict = {}                # {reason: paths or names}
 
 
 def find(name, source=None, *, source_a=None, source_b=None, attribute=None, labels=None, seed=0):
@@ -54,57 +56,93 @@ def find(name, source=None, *, source_a=None, source_b=None, attribute=None, lab
         raise UserError(f"--attribute is one of CelebA, and needs a --source with {_ATTRIBUTES}.txt; "
                         f"{source or 'no --source'} came.")
     if source_a:
-        found = from_two(source_a, source_b, name)
+        found = from_two(source_a, source_b, name, seed)
     elif is_celeba:
-        found = from_celeba(source, attribute or "Male")
+        found = from_celeba(source, attribute or "Male", seed)
     elif source:
-        found = from_folders(source, name)
+        found = from_folders(source, name, seed)
     else:
         found = from_demo(seed) if name == "demo" else from_tfds(name)
     return found._replace(labels=list(labels)) if labels else found
 
 
-def from_folders(folder, name=""):
-    """The Source of a folder with trainA and trainB, testA and testB where there are; in itself or one below."""
+def from_folders(folder, name="", seed=0):
+    """The Source of a folder with trainA and trainB, testA and testB where there are; in itself or one below.
+
+    Train and test by any of the words and in any case that `common/splits.py` has: TrainA, training_A, valB. What is
+    for validation stands in for a missing test, and is left out beside one.
+    """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise UserError(f"--source must be a folder with trainA and trainB, and {folder} "
                         f"{'is a file; unpack it first' if folder.exists() else 'does not exist'}.")
-    root = next((place for place in (folder, *sorted(folder.glob("*/")))
-                 if (place / "trainA").is_dir() and (place / "trainB").is_dir()), None)
-    if root is None:
+    roots = [place for place in [folder, *splits.entries(folder)]
+             if place.is_dir() and {"trainA", "trainB"} <= side_folders(place)[0].keys()]
+    if not roots:
         raise UserError(f"--source must be a folder with trainA and trainB (CycleGAN's layout) or with "
                         f"{_ATTRIBUTES}.txt (CelebA), and {folder} is neither. For two folders of your own, give "
                         "--source_a and --source_b.")
-    splits = {}
+    if len(roots) > 1:
+        raise UserError(f"--source must hold one set with trainA and trainB, and {folder} holds several, in "
+                        f"{', '.join(place.name for place in roots)}. Give one of them.")
+    root, left_out = roots[0], collections.defaultdict(list)
+    given, others = side_folders(root)
+    left_out[_BESIDE] += others + [place for place in splits.entries(folder) if root not in (folder, place)]
+    found = {}
     for side in "AB":
-        splits[f"train{side}"] = _pictures(root / f"train{side}")
-        tests = [root / f"{split}{side}" for split in ("test", "val") if (root / f"{split}{side}").is_dir()]
-        if tests:
-            splits[f"test{side}"] = _pictures(tests[0])
-    return Source(names_of(name), _held_out(splits), _load_path, f"CycleGAN layout, {root.name}")
+        parts = {split.removesuffix(side): [place] for split, place in given.items() if split.endswith(side)}
+        found |= _side(side, parts, root, seed, left_out)
+    return Source(names_of(name), _ordered(found), _load_path, f"CycleGAN layout, {root.name}", dict(left_out))
 
 
-def from_two(folder_a, folder_b, name=""):
-    """The Source of two folders of pictures, those in folders below included; a tenth is held out for testing."""
+def side_folders(folder):
+    """({"trainA", "trainB", "valA", ...: its folder in `folder`}, [what else is there]), sorted."""
+    found, others = {}, []
+    for path in splits.entries(folder):
+        named = re.fullmatch(r"([^\W_]+)[ _-]?([AB])", path.name, re.IGNORECASE) if path.is_dir() else None
+        split = splits.of_folder(named[1]) if named else None
+        if split is None:
+            others.append(path)
+        elif found.setdefault(split + named[2].upper(), path) != path:
+            raise UserError(f"{folder} must have one folder for {split}{named[2].upper()}, and has "
+                            f"{found[split + named[2].upper()].name} and {path.name}. Move one away, or put them "
+                            "together.")
+    return found, others
+
+
+def from_two(folder_a, folder_b, name="", seed=0):
+    """The Source of two folders of pictures, those in folders below included.
+
+    Folders of splits in them are what they say; beside one for training all else is left out. Without one for testing
+    or validation a tenth of the training pictures is held out, see `_side`.
+    """
     folders = [pathlib.Path(folder) for folder in (folder_a, folder_b)]
     for flag, folder in zip(("--source_a", "--source_b"), folders):
         if not folder.is_dir():
             raise UserError(f"{flag} must be a folder of pictures, and {folder} "
                             f"{'is a file' if folder.exists() else 'does not exist'}.")
-    splits = {f"train{side}": _pictures(folder) for side, folder in zip("AB", folders)}
+    one, other = (folder.resolve() for folder in folders)
+    if one in (other, *other.parents) or other in one.parents:
+        raise UserError(f"--source_a and --source_b must not share pictures, and {folder_a} and {folder_b} are one "
+                        "folder, or one is in the other. Move the pictures of one domain into a folder of their own.")
+    found, left_out = {}, collections.defaultdict(list)
+    for side, folder in zip("AB", folders):
+        parts = {"train": []}
+        _add_parts(folder, parts, left_out)
+        found |= _side(side, parts, folder, seed, left_out)
     labels = names_of(name)
-    if labels == ["A", "B"] and folders[0].resolve().name != folders[1].resolve().name:
-        labels = [folder.resolve().name for folder in folders]
-    return Source(labels, _held_out(splits), _load_path, f"{folders[0].name} and {folders[1].name}")
+    own = [(place.parent if splits.of_folder(place.name) else place).name for place in (one, other)]
+    if labels == ["A", "B"] and own[0] != own[1] and all(own):
+        labels = own
+    return Source(labels, _ordered(found), _load_path, f"{folders[0].name} and {folders[1].name}", dict(left_out))
 
 
-def from_celeba(folder, attribute="Male"):
+def from_celeba(folder, attribute="Male", seed=0):
     """The Source of CelebA's faces: A has the attribute, B does not (article: male, female).
 
     folder holds list_attr_celeba.txt (or in Anno/; or the .csv of the same name), list_eval_partition.txt if there
     is one, and img_align_celeba. Partition 0 is for training, 2 for testing (1, where nothing has 2); without the
-    file a tenth is held out.
+    file a tenth is held out. Rows without their picture, and pictures without a row, are left out.
     """
     folder = pathlib.Path(folder)
     path = _list_file(folder, _ATTRIBUTES)
@@ -113,29 +151,36 @@ def from_celeba(folder, attribute="Male"):
         raise UserError(f"--attribute must be one of CelebA's, and {attribute!r} is none of them: "
                         f"{', '.join(names)}.")
     column = names.index(attribute)
-    places = [folder / place for place in _FACES if any((folder / place).glob("*.jpg"))]
-    if not places:
+    place = next((folder / place for place in _FACES if any((folder / place).glob("*.jpg"))), None)
+    if place is None:
         raise UserError(f"The pictures of {path.name} must be in {folder / 'img_align_celeba'}, and are not. "
                         "Unpack img_align_celeba.zip there.")
-    partition, listed = {}, _list_file(folder, _PARTITION)
+    listed, used = _list_file(folder, _PARTITION), {0: "train"}
+    partition = {name: values[0] for name, values in _read_table(listed)[1].items()} if listed else {}
     if listed:
-        partition = {name: values[0] for name, values in _read_table(listed)[1].items()}
-        for_test = 2 if 2 in partition.values() else 1
-    splits = {split: [] for split in ("trainA", "trainB")}
+        used[2 if 2 in partition.values() else 1] = "test"
+    files = [entry for entry in splits.entries(place) if entry.is_file() and not entry.name.startswith("list_")]
+    pictures, left_out = splits.of_kinds(files, media.PICTURES)
+    pictures = {picture.name: picture for picture in pictures}
+    found, besides = {"trainA": [], "trainB": []}, []
     for name, values in rows.items():
-        side = "A" if values[column] == 1 else "B"
         if listed and name not in partition:
             raise UserError(f"{listed} must list every picture of {path.name}, and lacks {name}. Get it again.")
-        if partition.get(name, 0) == 0:
-            splits[f"train{side}"].append(places[0] / name)
-        elif partition[name] == for_test:
-            splits.setdefault(f"test{side}", []).append(places[0] / name)
+        split = used.get(partition.get(name, 0))
+        if name in pictures and split is None:
+            besides.append(name)
+        elif name in pictures:
+            found.setdefault(f"{split}{'A' if values[column] == 1 else 'B'}", []).append(pictures[name])
+    left_out |= {f"rows of {path.name} without their picture": [name for name in rows if name not in pictures],
+                 f"pictures without a row in {path.name}": [name for name in pictures if name not in rows],
+                 "pictures for validation, as there are others for testing": besides}
     for side, having in (("A", "with"), ("B", "without")):
-        if not splits[f"train{side}"]:
+        if not found[f"train{side}"]:
             raise UserError(f"Both domains need pictures, and {path} lists none {having} {attribute} for "
-                            "training.")
+                            f"training that is in {place}.")
+        found |= _held_out(side, found, place, seed)
     labels = ["male", "female"] if attribute == "Male" else [attribute, f"no {attribute}"]
-    return Source(labels, _held_out(splits), _load_path, f"CelebA by {attribute}")
+    return Source(labels, _ordered(found), _load_path, f"CelebA by {attribute}", left_out)
 
 
 def from_tfds(name, *, data_dir=None):
@@ -161,14 +206,14 @@ def from_tfds(name, *, data_dir=None):
     except Exception as error:  # whatever the network, the mirror or the disk did
         words = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{name} could not be had from tensorflow-datasets ({words}). {advice}") from error
-    splits = {split: _TfdsSplit(builder, split, tfds.decode.SkipDecoding()) for split in SPLITS}
-    return Source(TFDS[name], splits, lambda item: item, f"tensorflow-datasets cycle_gan/{name}")
+    found = {split: _TfdsSplit(builder, split, tfds.decode.SkipDecoding()) for split in SPLITS}
+    return Source(TFDS[name], found, lambda item: item, f"tensorflow-datasets cycle_gan/{name}")
 
 
-def from_demo(seed=0, splits=None):
-    """The Source of the demo's animals; `splits` maps a split to its number of pictures."""
+def from_demo(seed=0, counts=None):
+    """The Source of the demo's animals; `counts` maps a split to its number of pictures."""
     items, first = {}, {"A": 0, "B": 0}
-    for split, count in (splits or demo.SPLITS).items():
+    for split, count in (counts or demo.SPLITS).items():
         side = split[-1]
         items[split] = [("AB".index(side), index) for index in range(first[side], first[side] + count)]
         first[side] += count
@@ -190,26 +235,59 @@ def _load_path(path):
     return path, path.name
 
 
-def _pictures(folder):
-    """Paths of the pictures in a folder and below, sorted. Raises UserError where there are none."""
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in media.PICTURES and path.is_file()
-             and not path.name.startswith(".")]
-    if not found:
-        raise UserError(f"{folder} must hold pictures ({', '.join(sorted(media.PICTURES))}), and holds none.")
-    return found
+def _add_parts(place, parts, left_out):
+    """Adds the folders of splits in a place, and what is for training without one, to {split: files and folders}.
+
+    A folder in it may have splits of its own: tabby/train, tabby/test.
+    """
+    given, others = splits.folders(place)
+    for split, inner in given.items():
+        parts.setdefault(split, []).append(inner)
+    if "train" in given:
+        left_out[_BESIDE] += others
+        return
+    for other in others:
+        if not given and other.is_dir() and splits.folders(other)[0]:
+            _add_parts(other, parts, left_out)
+        else:
+            parts["train"].append(other)
 
 
-def _held_out(splits):
-    """The splits in their order; a side without a test gives the tenth with the smallest md5 of their names."""
-    splits = dict(splits)
-    for side in "AB":
-        train = splits[f"train{side}"]
-        if f"test{side}" not in splits and len(train) > 1:
-            ordered = sorted(train, key=lambda path: hashlib.md5(path.name.encode()).digest())
-            chosen = set(ordered[:max(1, len(train) // HELD_OUT)])
-            splits |= {f"train{side}": [path for path in train if path not in chosen],
-                       f"test{side}": [path for path in train if path in chosen]}
-    return {split: splits[split] for split in SPLITS if split in splits}
+def _side(side, parts, root, seed, left_out):
+    """{"trainA": paths, "testA": paths} of a side's files and folders in `root`, {"train": list, "val", "test"}.
+
+    Adds to {reason: paths} what is left out. Without test or val a tenth of train is for testing. Raises UserError.
+    """
+    found = {}
+    for split, places in parts.items():
+        files = [file for place in places for file in (splits.walk(place) if place.is_dir() else [place])]
+        found[f"{split}{side}"], others = splits.of_kinds(files, media.PICTURES)
+        for reason, paths in others.items():
+            left_out[reason] += paths
+        if not found[f"{split}{side}"]:
+            raise UserError(" ".join([
+                f"{places[0] if len(places) == 1 else root} must hold pictures "
+                f"({', '.join(sorted(media.PICTURES))}){' for training' * (split == 'train')}, and holds none.",
+                *building.left_out_lines(building.summarize(others))]))
+    if f"test{side}" in found:
+        left_out["pictures for validation, as there are others for testing"] += found.pop(f"val{side}", [])
+    elif f"val{side}" in found:
+        found[f"test{side}"] = found.pop(f"val{side}")
+    return _held_out(side, found, root, seed)
+
+
+def _held_out(side, found, root, seed):
+    """{"trainA": paths, "testA": paths} of a side; about a tenth of train is test, by a hash, where there is none."""
+    train, test = found[f"train{side}"], found.get(f"test{side}")
+    if test is None:
+        parts = splits.deal(train, {"test": 1 / HELD_OUT}, seed=seed,
+                            key=lambda path: path.relative_to(root).as_posix())
+        train, test = parts["train"], parts.get("test")
+    return {f"train{side}": train, **({f"test{side}": test} if test else {})}
+
+
+def _ordered(found):
+    return {split: found[split] for split in SPLITS if split in found}
 
 
 def _list_file(folder, name):

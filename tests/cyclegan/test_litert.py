@@ -9,6 +9,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from common.errors import UserError
 from cyclegan import litert, predict
@@ -102,13 +103,13 @@ def test_readme_as_it_stands(generators, exported, tmp_path):
     text = (out / "README.md").read_text("utf-8")
     assert text.count("| a2b |") == text.count("| b2a |") == len(litert.KINDS)
     assert f"| {results['b2a']['int8']['psnr']:.1f} |" in text
-    code = text[text.index("    import cv2"):]
+    code = text[text.index("    import numpy"):]
     (tmp_path / "program.py").write_text("\n".join(line[4:] for line in code.splitlines()))
     (tmp_path / "a2b_float32.tflite").symlink_to(out / "a2b_float32.tflite")
     image = small.picture(SIZE, SIZE, 5)
     cv2.imwrite(str(tmp_path / "photo.jpg"), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])
     subprocess.run([sys.executable, "program.py"], cwd=tmp_path, check=True, timeout=60)
-    read = cv2.imread(str(tmp_path / "photo.jpg"))[..., ::-1]
+    read = np.asarray(Image.open(tmp_path / "photo.jpg"))
     expected = keras_picture(generators["a2b"], read[None].astype(np.float32) / 255)[0] * 255
     found = cv2.imread(str(tmp_path / "translated.png"))[..., ::-1]
     assert np.abs(found - expected).max() <= 0.51
@@ -127,6 +128,9 @@ def test_pictures_of_folders_and_records(tmp_path):
         assert [round(float(each.mean() * 255)) for each in representative] == [level, level + 1, level + 2]
         assert [round(float(each.mean() * 255)) for each in measured] == [level + 3, level + 4]
         assert representative[0].shape == (1, SIZE, SIZE, 3)
+    (tmp_path / "trainB").rename(tmp_path / "Train_B")
+    representative, _ = litert.gather({}, "b2a", SIZE, folder=tmp_path, samples=1)
+    assert round(float(representative[0].mean() * 255)) == 200
     representative, measured = litert.gather({}, "b2a", SIZE, folder=tmp_path / "trainA", samples=9)
     assert len(representative) == len(measured) == 5
     with pytest.raises(UserError, match="--representative"):
@@ -140,6 +144,26 @@ def test_pictures_of_folders_and_records(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="must be a folder of pictures"):
         litert.gather({}, "a2b", SIZE, folder=tmp_path / "empty")
+
+
+def test_representative_pictures_are_drawn_from_all(tmp_path):
+    """The first of a set may be of one kind: 30 dark pictures and then 30 light ones."""
+    folder = write_records(tmp_path, {
+        "trainA": np.uint8([50] * 30 + [200] * 30)[:, None, None, None] + np.zeros([1, 8, 8, 3], np.uint8),
+        "testA": np.zeros([1, 8, 8, 3], np.uint8), "trainB": np.zeros([1, 8, 8, 3], np.uint8),
+        "testB": np.zeros([1, 8, 8, 3], np.uint8)})
+    representative, _ = litert.gather({"tfrecords": str(folder)}, "a2b", 8, samples=30)
+    levels = [round(float(picture.mean() * 255)) for picture in representative]
+    assert len(levels) == 30 and set(levels) == {50, 200} and 8 <= levels.count(50) <= 22
+
+
+def test_readme_says_what_was_measured_on(generators, tmp_path):
+    """How many pictures of each direction, and whether they chose the 8 bits themselves."""
+    one, two = pictures(2), pictures(3, 50)
+    litert.export_files(generators, small.CONFIG, tmp_path / "out", kinds=["int8_weights"], report=lambda line: None,
+                        pictures={"a2b": (one, one[:1]), "b2a": (one, two)})
+    text = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "model, on 1 pictures for a2b, which chose the 8 bits and 3 pictures for b2a; times" in text
 
 
 def test_a_float_file_that_differs_is_not_written(generators, tmp_path, monkeypatch):

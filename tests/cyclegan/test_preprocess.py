@@ -11,9 +11,10 @@ import tensorflow as tf
 from PIL import Image
 from absl import flags
 
-from common import records
+from common import images, records
 from common.errors import UserError
-from cyclegan import preprocess, sources
+from cyclegan import export as cyclegan_export
+from cyclegan import litert, preprocess, sources
 
 COUNTS = {"trainA": 8, "trainB": 6, "testA": 3, "testB": 2}
 # The gray of the right half of the first picture; the next have 3 more each.
@@ -101,6 +102,55 @@ def test_pictures_of_all_kinds(tmp_path, capsys):
     np.testing.assert_allclose(found["gray.jpg"][[1, 6], [2, 13], 0], [30, 250], atol=4)
 
 
+def transparent():
+    """A PNG of one colour, 40, 80, 120, whose alpha goes from 0 to 255, and what it is on white by hand."""
+    alpha = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = np.dstack([np.full([16, 16, 3], [40, 80, 120], np.uint8), alpha])
+    share = alpha[..., None] / 255
+    expected = np.array([40, 80, 120]) * share + 255 * (1 - share)
+    return cv2.imencode(".png", image[..., [2, 1, 0, 3]])[1].tobytes(), expected
+
+
+def test_transparency_lies_on_white(tmp_path, capsys):
+    """In records, in those of older sets that kept it, for LiteRT and in the bundle; see predict's and face swap's."""
+    data, expected = transparent()
+    for split in ("trainA", "trainB", "testA", "testB"):
+        (tmp_path / "source" / split).mkdir(parents=True)
+        (tmp_path / "source" / split / f"{split}.png").write_bytes(data)
+    folder = preprocess.build("mine", tmp_path / "source", tmp_path / "records")
+    assert "repaired: picture with transparency laid on white: 4\n" in capsys.readouterr().out
+    (item,) = records.dataset(folder, "trainA", epochs=1)
+    older = preprocess.encode_example(images.Picture(data, "png", 16, 16, ()), "older.png")
+    in_bundle, = cyclegan_export.signatures()["a2b_bytes"].before(tf.constant([data]))
+    found = {"records": preprocess.decode(item["record"]), "older records": preprocess.decode(older),
+             "litert": litert.read_folder(tmp_path / "source" / "trainB", 16, 9)[0][0] * 255,
+             "bundle": cyclegan_export.parse(in_bundle[0]) * 255}
+    for name, picture in found.items():
+        np.testing.assert_allclose(picture, expected, atol=0.51, err_msg=name)
+    assert not records.read_manifest(folder)["skipped"] and images.read_header(
+        preprocess.parse(item["record"])["image_bytes"].numpy()).format == "png"
+
+
+def test_pictures_in_two_splits_are_counted(tmp_path, capsys):
+    """By their contents, whatever their names: between train and test, and between the domains."""
+    for split, names in {"trainA": "abc", "trainB": "defd", "testA": "cg", "testB": "hgf"}.items():
+        (tmp_path / split).mkdir()
+        for number, name in enumerate(names):
+            image = np.full([4, 4, 3], 7 * ord(name) % 256, np.uint8)
+            cv2.imwrite(str(tmp_path / split / f"{number}{split}.png"), image)
+    (tmp_path / "notes.txt").touch()
+    manifest = records.read_manifest(preprocess.build("mine", tmp_path, tmp_path / "out"))
+    assert manifest["shared"] == {"testA": {"trainA": 1}, "testB": {"trainB": 1, "testA": 1}}
+    beside = {"count": 1, "names": ["notes.txt"]}
+    assert manifest["left_out"] == {"files or folders beside the folders of splits": beside}
+    out = capsys.readouterr().out
+    assert "left out: 1 files or folders beside the folders of splits: notes.txt\n" in out
+    assert [line for line in out.splitlines() if "note" in line and "left out" not in line] == [
+        "note: testA: 1 pictures are in trainA too; scores on them mean little.",
+        "note: testB: 1 pictures are in trainB too; scores on them mean little.",
+        "note: testB: 1 pictures are in testA too, which is of the other domain."]
+
+
 def test_what_is_no_picture_is_named_or_left_out(tmp_path):
     for split, count in COUNTS.items():
         (tmp_path / split).mkdir()
@@ -116,6 +166,7 @@ def test_what_is_no_picture_is_named_or_left_out(tmp_path):
     manifest = records.read_manifest(folder)
     assert [manifest["splits"][split]["examples"] for split in COUNTS] == [8, 5, 2, 2]
     assert [entry["split"] for entry in manifest["skipped"]] == ["trainB", "testA"]
+    assert manifest["skipped"][0]["file"] == str(tmp_path / "trainB" / "2.jpg")
     assert "claims 60000 x 60000" in manifest["skipped"][1]["reason"]
 
 
@@ -137,6 +188,8 @@ def test_resized_as_pillow_does(size):
     image = image.astype(np.uint8)
     expected = np.asarray(Image.fromarray(image).resize((size, size), Image.BICUBIC)).astype(float)
     np.testing.assert_allclose(preprocess.resize(image, size), expected, atol=1.3)
+    both = np.asarray(Image.fromarray(image).resize((size, size + 5), Image.BICUBIC)).astype(float)
+    np.testing.assert_allclose(preprocess.resize(image, [size + 5, size]), both, atol=1.3)
 
 
 def test_crops_and_flips():
@@ -221,7 +274,8 @@ def test_demo_is_built_on_the_spot(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "from_demo", lambda seed: small)
     monkeypatch.chdir(tmp_path)
     folder = preprocess.ensure_records("demo")
-    assert preprocess.domains(folder) == ["plain", "striped"] and folder == pathlib.Path("tfrecords/demo_unpaired_pictures")
+    assert preprocess.domains(folder) == ["plain", "striped"]
+    assert folder == pathlib.Path("tfrecords/demo_unpaired_pictures")
     assert preprocess.ensure_records("demo") == folder == preprocess.ensure_records(str(folder))
     preprocess.visualize(folder, tmp_path / "drawn.png", image_size=32, columns=3)
     assert cv2.imread(str(tmp_path / "drawn.png")).shape == (4 * 36 - 4, 3 * 36 - 4, 3)

@@ -44,21 +44,63 @@ def test_the_papers_layout(tmp_path):
     assert sources.find("mine", root, labels=["cat", "dog"]).labels == ["cat", "dog"]
 
 
-def test_without_tests_a_tenth_by_the_md5_of_the_name(tmp_path):
-    root = write_layout(tmp_path, {"trainA": 25, "trainB": 9, "testB": 2})
+def test_without_tests_a_tenth_by_a_hash_that_nothing_moves(tmp_path):
+    """The name's own md5 below a tenth, whatever else there is; the other side has its own test."""
+    root = write_layout(tmp_path, {"trainA": 60, "trainB": 9, "testB": 2})
     found = sources.find("mine", root)
-    assert sizes(found) == {"trainA": 23, "trainB": 9, "testA": 2, "testB": 2}
-    names = sorted((f"trainA{i:02d}.jpg" for i in range(25)), key=lambda name: hashlib.md5(name.encode()).digest())
-    assert sorted(path.name for path in found.splits["testA"]) == sorted(names[:2])
-    assert found.splits["trainA"] == sorted(found.splits["trainA"])
-    write_pictures(root / "trainA", ["trainA25.jpg"])  # one more can move no more than one
-    assert len(set(found.splits["testA"]) - set(sources.find("mine", root).splits["testA"])) <= 1
+    names = [f"trainA/trainA{i:02d}.jpg" for i in range(60)]
+    places = {name: int.from_bytes(hashlib.md5(f"0\n{name}".encode()).digest()[:8]) / 2**64 for name in names}
+    expected = [name for name in names if places[name] < 0.1]
+    assert [path.relative_to(root).as_posix() for path in found.splits["testA"]] == expected and len(expected) > 2
+    assert sizes(found) == {"trainA": 60 - len(expected), "trainB": 9, "testA": len(expected), "testB": 2}
+    (root / "trainA" / "trainA07.jpg").unlink()
+    write_pictures(root / "trainA", [f"a{i}.jpg" for i in range(30)])
+    later = set(sources.find("mine", root).splits["testA"])
+    assert {path for path in later if path.name[0] == "t"} == {root / name for name in expected} - {
+        root / "trainA" / "trainA07.jpg"}
+    assert set(sources.find("mine", root, seed=1).splits["testA"]) != later
 
 
-def test_val_stands_in_for_test(tmp_path):
+def test_val_stands_in_for_test_and_is_named_beside_one(tmp_path):
     write_layout(tmp_path, {"trainA": 4, "trainB": 3, "valA": 2, "testB": 1, "valB": 3})
     found = sources.find("mine", tmp_path)
     assert sizes(found) == {"trainA": 4, "trainB": 3, "testA": 2, "testB": 1}
+    assert left_out(found) == {"pictures for validation, as there are others for testing":
+                               ["valB00.jpg", "valB01.jpg", "valB02.jpg"]}
+
+
+def left_out(found):
+    named = {reason: [getattr(each, "name", each) for each in paths] for reason, paths in found.left_out.items()}
+    return {reason: names for reason, names in named.items() if names}
+
+
+def test_splits_by_any_of_their_words_in_any_case(tmp_path):
+    write_layout(tmp_path, {"TrainA": 4, "training_B": 3, "TEST A": 2, "Validation-B": 1})
+    assert sizes(sources.find("mine", tmp_path)) == {"trainA": 4, "trainB": 3, "testA": 2, "testB": 1}
+    write_layout(tmp_path, {"trainB": 1})
+    with pytest.raises(UserError, match="one folder for trainB, and has trainB and training_B. Move one away"):
+        sources.find("mine", tmp_path)
+
+
+def test_whatever_is_left_out_is_named(tmp_path):
+    """Beside the splits, in them, beside the set; hidden things are nothing, linked folders are followed."""
+    root = write_layout(tmp_path / "sets" / "mine", {"trainA": 2, "trainB": 2, "testA": 1, "testB": 1, "more": 1})
+    write_pictures(tmp_path / "elsewhere", ["linked.jpg"])
+    (root / "trainA" / "link").symlink_to(tmp_path / "elsewhere")
+    write_pictures(root / "trainB" / ".ipynb_checkpoints", ["old.jpg"])
+    write_pictures(tmp_path / "sets" / "__MACOSX" / "trainA", ["x.jpg"])
+    for name in ("trainA/photo.HEIC", "trainA/scan.tif", "trainB/notes.txt", ".DS_Store"):
+        (root / name).touch()
+    (tmp_path / "sets" / "other").mkdir()
+    found = sources.find("mine", root.parent)
+    assert sizes(found) == {"trainA": 3, "trainB": 2, "testA": 1, "testB": 1}
+    assert left_out(found) == {"files or folders beside the folders of splits": ["more", "other"],
+                               "pictures of a kind that is not read (.heic)": ["photo.HEIC"],
+                               "pictures of a kind that is not read (.tif)": ["scan.tif"],
+                               "files of another kind (.txt)": ["notes.txt"]}
+    write_layout(tmp_path / "sets" / "other", {"trainA": 1, "trainB": 1})
+    with pytest.raises(UserError, match="holds several, in mine, other. Give one of them"):
+        sources.find("mine", root.parent)
 
 
 @pytest.mark.parametrize("name, labels", [
@@ -75,15 +117,33 @@ def test_any_two_folders(tmp_path):
     write_pictures(tmp_path / "dogs", ["x.jpg"])
     found = sources.find("mine", source_a=tmp_path / "cats", source_b=tmp_path / "dogs")
     assert sizes(found) == {"trainA": 10, "trainB": 1, "testA": 1} and found.labels == ["cats", "dogs"]
+    assert not left_out(found)
     named = sources.find("tom2spike", source_a=tmp_path / "cats", source_b=tmp_path / "dogs")
     assert named.labels == ["tom", "spike"]
+
+
+def test_splits_in_the_folder_of_a_side_are_splits(tmp_path):
+    """Test pictures are not for training; beside a folder of training pictures all else is named."""
+    for name, count in (("cats/Train", 5), ("cats/test", 2), ("cats/extra", 1), ("dogs", 4), ("dogs/Testing", 2),
+                        ("birds/blue/train", 3), ("birds/blue/valid", 1), ("birds/red", 2)):
+        write_pictures(tmp_path / name, [f"{name.replace('/', '_')}{i}.png" for i in range(count)])
+    found = sources.find("mine", source_a=tmp_path / "cats", source_b=tmp_path / "dogs")
+    assert sizes(found) == {"trainA": 5, "trainB": 4, "testA": 2, "testB": 2}
+    assert all("test" in path.name.lower() for side in "AB" for path in found.splits[f"test{side}"])
+    assert left_out(found) == {"files or folders beside the folders of splits": ["extra"]}
+    deeper = sources.find("mine", source_a=tmp_path / "birds", source_b=tmp_path / "dogs" / "Testing")
+    assert sizes(deeper) == {"trainA": 5, "trainB": 1, "testA": 1, "testB": 1} and deeper.labels == ["birds", "dogs"]
+    assert deeper.splits["testA"][0].parent.name == "valid"
+    for one, other in (("cats", "cats"), ("cats", "cats/extra"), ("cats/extra", "cats")):
+        with pytest.raises(UserError, match="must not share pictures, and .* are one folder, or one is in the other"):
+            sources.find("mine", source_a=tmp_path / one, source_b=tmp_path / other)
 
 
 @pytest.mark.parametrize("choices, words", [
     ({"source": "nowhere"}, "--source must be a folder with trainA and trainB, and nowhere does not exist"),
     ({"source": "a.zip"}, "a.zip is a file; unpack it first"),
     ({"source": "empty"}, "with list_attr_celeba.txt .CelebA., and empty is neither. .* --source_a and"),
-    ({"source": "hollow"}, "hollow/trainA must hold pictures .*, and holds none"),
+    ({"source": "hollow"}, "hollow/trainA must hold pictures .* for training, and holds none. left out: 1 pictures of"),
     ({"source_a": "empty"}, "Give --source_a and --source_b, a folder for each"),
     ({"source": "empty", "source_a": "empty", "source_b": "empty"}, "or --source alone"),
     ({"source_a": "empty", "source_b": "nowhere"}, "--source_b must be a folder .*, and nowhere does not"),
@@ -95,6 +155,7 @@ def test_mistakes(tmp_path, monkeypatch, choices, words):
         pass
     for folder in ("empty", "hollow/trainA", "hollow/trainB"):
         (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "hollow" / "trainA" / "scan.tiff").touch()
     with pytest.raises(UserError, match=words) as error:
         sources.find("mine", **choices)
     assert "\n" not in str(error.value)
@@ -128,6 +189,14 @@ def test_celeba_by_male(tmp_path):
     assert named(found) == {"trainA": ["2"], "trainB": ["1", "6"], "testA": ["3"], "testB": ["4"]}
     path, name = found.load(found.splits["testA"][0])
     assert path.is_file() and name == "000003.jpg"
+    assert left_out(found) == {"pictures for validation, as there are others for testing": ["000005.jpg"]}
+    (tmp_path / "img_align_celeba" / "000006.jpg").unlink()
+    write_pictures(tmp_path / "img_align_celeba", ["000007.jpg", "._000001.jpg"])
+    found = sources.find("celeba", tmp_path)
+    assert named(found) == {"trainA": ["2"], "trainB": ["1"], "testA": ["3"], "testB": ["4"]}
+    assert left_out(found) == {"pictures for validation, as there are others for testing": ["000005.jpg"],
+                               "rows of list_attr_celeba.txt without their picture": ["000006.jpg"],
+                               "pictures without a row in list_attr_celeba.txt": ["000007.jpg"]}
 
 
 def test_celeba_by_another_attribute(tmp_path):
@@ -149,7 +218,12 @@ def test_celeba_as_kaggle_has_it(tmp_path):
 def test_celeba_without_a_partition(tmp_path):
     rows = {f"{i:06d}.jpg": "-1 1 1" if i % 2 else "-1 -1 1" for i in range(40)}
     found = sources.find("celeba", write_celeba(tmp_path, count=40, rows=rows, partition=None))
-    assert sizes(found) == {"trainA": 18, "trainB": 18, "testA": 2, "testB": 2}
+    places = {name: int.from_bytes(hashlib.md5(f"0\n{name}".encode()).digest()[:8]) / 2**64 for name in rows}
+    expected = {side: [name for name in rows if places[name] < 0.1 and int(name[:6]) % 2 == odd]
+                for side, odd in (("A", 1), ("B", 0))}
+    for side, names in expected.items():
+        assert names and [path.name for path in found.splits[f"test{side}"]] == names
+        assert len(found.splits[f"train{side}"]) == 20 - len(names)
 
 
 def test_celeba_with_validation_alone(tmp_path):
