@@ -207,7 +207,10 @@ def measure(translate, folder, strategy, config, features, *, batch_size, split=
         dataset = batches(folder, side, split, strategy, config, batch_size=batch_size, limit=limit)
         found[direction] = collect(translate, dataset, strategy, direction, features, kept=kept,
                                    write=write and functools.partial(write, direction))
-    return {"split": split, **summarize(found, features)}, found
+    summary = {"split": split, **summarize(found, features)}
+    if split == "train":
+        summary["note"] += "; the judge has learnt from training pictures, so its own accuracy on them says little"
+    return summary, found
 
 
 def score(summary):
@@ -271,6 +274,16 @@ def write_pictures(folder, direction, indices, shown):
             drawing.write_png(pathlib.Path(folder) / name / f"{index:06d}.png", picture)
 
 
+def compare_labels(labels, trained, folder):
+    """Says that a record set has other domains than those trained on; a UserError where they changed places."""
+    if labels == trained[::-1]:
+        raise UserError(f"A and B must be {trained[0]} and {trained[1]}, as in training, and {folder} has {labels[0]} "
+                        "for A. Build it again with --source_a and --source_b (or the folders of --source) the other "
+                        "way round.")
+    if labels != trained:
+        print(f"note: trained on {trained[0]} and {trained[1]}, and evaluated on {labels[0]} and {labels[1]}.")
+
+
 def define_flags():
     cli.define_run_flag()
     flags = cli.flags
@@ -303,8 +316,13 @@ def main(args):
     for side in "AB":
         folder = records.resolve(name, kind=preprocess.KIND, split=f"{split}{side}", command=preprocess.command(name))
     labels = preprocess.domains(folder)
+    compare_labels(labels, config["labels"], folder)
     limit = flags.limit or (config["limit"] if limited and split == "train" else 0)
-    features = feature_sources.load(flags.features, folder, flags.run, seed=config["seed"])
+    # The judge learns from the set that the run was trained on; from another one it is not kept.
+    own = pathlib.Path(config.get("tfrecords") or "none") if flags.tfrecords else folder
+    known = (own / records.MANIFEST).is_file()
+    features = feature_sources.load(flags.features, own if known else folder, flags.run, seed=config["seed"],
+                                    keep=known)
     write = functools.partial(write_pictures, flags.pictures) if flags.pictures else None
     summary, found = measure(make_translate(generators, strategy), folder, strategy, config, features,
                              batch_size=flags.batch_size, split=split, limit=limit, write=write)

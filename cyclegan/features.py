@@ -44,12 +44,12 @@ class Features(NamedTuple):
     note: str  # what the numbers may be compared with
 
 
-def load(name, folder, run_folder=None, *, seed=0, in_training=False):
+def load(name, folder, run_folder=None, *, seed=0, in_training=False, keep=True):
     """The `Features` by name: "judge", "inception", folder of a SavedModel, folder or file of stored features.
 
     folder: the record set whose training pictures the judge learns from, unless run_folder has one already, where
-    it is kept. Raises UserError, before anything is trained, where the features cannot be had. Stored features are
-    of pictures that were translated already, so not for use in_training.
+    it is kept if `keep`. Raises UserError, before anything is trained, where the features cannot be had. Stored
+    features are of pictures that were translated already, so not for use in_training.
     """
     found = {"kind": "judge", "extract": None, "stored": None,
              "note": "features of the judge: compare with other runs on the same judge alone"}
@@ -66,7 +66,7 @@ def load(name, folder, run_folder=None, *, seed=0, in_training=False):
         else:
             found |= {"kind": "stored", "stored": read_stored(path), "note": f"features stored in {path}, not FID"}
     path = pathlib.Path(run_folder) / "features" / "judge.weights.h5" if run_folder else None
-    return Features(judge=make_judge(load_judge(path, folder, seed)), **found)
+    return Features(judge=make_judge(load_judge(path, folder, seed, keep)), **found)
 
 
 def judge_model(seed=0):
@@ -92,7 +92,7 @@ def judge_model(seed=0):
 def train_judge(folder, seed=0, steps=_JUDGE_STEPS):
     """A `judge_model` trained on at most 1,000 training pictures of either side; always the same for a seed."""
     large = round(JUDGE_SIDE * preprocess.RESIZED)
-    pictures = [_training_pictures(folder, split, large) for split in ("trainA", "trainB")]
+    pictures = [_training_pictures(folder, split, large, seed) for split in ("trainA", "trainB")]
     model, rng = judge_model(seed), np.random.default_rng(seed)
     optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, steps))
     optimizer.build(model.trainable_variables)
@@ -112,8 +112,8 @@ def train_judge(folder, seed=0, steps=_JUDGE_STEPS):
     return model
 
 
-def load_judge(path, folder, seed=0):
-    """The judge kept at `path`; trained on `folder`, and kept there, where there is none. path None: not kept."""
+def load_judge(path, folder, seed=0, keep=True):
+    """The judge kept at `path`; trained on `folder`, and kept there if `keep`, where there is none. path: or None."""
     if path and path.is_file():
         model = judge_model(seed)
         try:
@@ -123,7 +123,7 @@ def load_judge(path, folder, seed=0):
             print(f"warning: {path} is damaged ({files.reason(error)}); the judge is trained anew.",
                   file=sys.stderr)
     model = train_judge(folder, seed)
-    if path and files.is_chief():
+    if path and keep and files.is_chief():
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as temporary:
             model.save_weights(temporary)
@@ -237,11 +237,10 @@ def read_stored(path):
     return found
 
 
-def _training_pictures(folder, split, side):
-    """uint8 [N, side, side, 3] of the first training pictures of a side."""
-    dataset = preprocess.evaluation_dataset(folder, split, image_size=side, batch_size=_CHUNK,
-                                            limit=JUDGE_PICTURES)
-    return np.concatenate([preprocess.to_bytes(batch["images"])[batch["index"].numpy() >= 0] for batch in dataset])
+def _training_pictures(folder, split, side, seed):
+    """uint8 [N, side, side, 3] of training pictures of a side, drawn from all of them."""
+    dataset = preprocess.drawn_dataset(folder, split, image_size=side, count=JUDGE_PICTURES, seed=seed)
+    return np.concatenate([preprocess.to_bytes(batch["images"]) for batch in dataset.batch(_CHUNK)])
 
 
 def _augment(images, rng):

@@ -184,6 +184,20 @@ def test_table_names_what_it_shows(evaluated):
     assert "FID" not in evaluate.table(evaluate.summarize(found, described()), ["cat", "dog"])
 
 
+def test_a_set_with_the_domains_in_each_others_place(capsys):
+    evaluate.compare_labels(["cat", "dog"], ["cat", "dog"], "set")
+    assert capsys.readouterr().out == ""
+    evaluate.compare_labels(["cat", "wolf"], ["cat", "dog"], "set")
+    assert capsys.readouterr().out == "note: trained on cat and dog, and evaluated on cat and wolf.\n"
+    with pytest.raises(UserError, match="A and B must be cat and dog, as in training, and set has dog for A. Build"):
+        evaluate.compare_labels(["dog", "cat"], ["cat", "dog"], "set")
+
+
+def test_figures_of_training_pictures_say_so(folder):
+    summary, _ = measured(folder, described(), split="train")
+    assert summary["note"].startswith("a note; the judge has learnt from training pictures")
+
+
 def test_command(folder, tmp_path, monkeypatch, capsys):
     from absl import flags
     from tests.cyclegan.test_preprocess import Flags
@@ -193,7 +207,9 @@ def test_command(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate.training, "make_strategy", lambda: PLAIN)
     config = {**CONFIG, "tfrecords": str(folder)}
     monkeypatch.setattr(evaluate.predict, "load_run", lambda *args: (GENERATORS, config))
-    monkeypatch.setattr(evaluate.feature_sources, "load", lambda *args, **options: described())
+    asked = []
+    monkeypatch.setattr(evaluate.feature_sources, "load",
+                        lambda *args, **options: asked.append((*args[1:], options["keep"])) or described())
     evaluate.define_flags()
     run = tmp_path / "run"
     values(["evaluate", "--run", str(run), "--pictures", str(tmp_path / "all"), "--batch_size", "3"])
@@ -212,6 +228,14 @@ def test_command(folder, tmp_path, monkeypatch, capsys):
     sheet = cv2.imread(str(run / "evaluation" / "test_a2b_random.png"))
     assert sheet.shape == (4 * 16 - 8, 2 * 28 + 8, 3)  # seven triples in two columns
     np.testing.assert_array_equal(sheet[:8, :8, ::-1], IMAGES["testA"][0])
+    # Whatever is evaluated, the judge is that of the set that was trained on; of another it is not kept.
+    other = write_records(tmp_path / "other", IMAGES)
+    for own, expected in ((folder, (folder, True)), (tmp_path / "gone", (other, False))):
+        config["tfrecords"] = str(own)
+        values(["evaluate", "--run", str(run), "--tfrecords", str(other)])
+        evaluate.main([])
+        assert asked[-1] == (expected[0], str(run), expected[1])
+    assert asked[0] == (folder, str(run), True)
 
 
 def test_nothing_to_evaluate(folder, tmp_path):

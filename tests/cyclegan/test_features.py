@@ -84,6 +84,15 @@ def test_the_judge_is_kept_in_the_run(folder, trained, tmp_path, monkeypatch, ca
     assert before > 1000 and not path.exists()
 
 
+def test_the_judge_learns_from_pictures_of_the_whole_set(tmp_path, monkeypatch):
+    """Those of a set that begins with 20 dark ones: 8 of 40 are drawn, from both halves."""
+    levels = np.uint8([20] * 20 + [220] * 20)[:, None, None, None] + np.zeros([1, 8, 8, 3], np.uint8)
+    folder = write_records(tmp_path, {"trainA": levels, "trainB": levels, "testA": levels[:1], "testB": levels[:1]})
+    monkeypatch.setattr(features, "JUDGE_PICTURES", 8)
+    drawn = features._training_pictures(folder, "trainA", 8, 0)
+    assert drawn.shape == (8, 8, 8, 3) and set(drawn[:, 0, 0, 0].tolist()) == {20, 220}
+
+
 # Inception.
 
 def test_inception_gets_what_fid_gives_it(tmp_path, monkeypatch):
