@@ -34,11 +34,12 @@ def build(folder, splits, example, *, kind, labels, builder, origin="", manifest
 
     example: item -> (serialized record, how many parts it has, Counter of repairs), or a UserError. units: the
     words for records and for their parts; the manifest has the sum of these and the largest per split. manifest:
-    what else is to be in it, or a function that gives this when all are written. left_out: {reason: paths or names} of what the reader of the source passed over; it is
-    counted and named, in print and in the manifest. shards: per split; None makes one for every 1,000 records.
-    num_workers: threads (the time goes into decoding, which leaves Python's lock), default one per CPU; the files are
-    the same with any number. on_bad: "error" stops at the first item that cannot be used, "skip" leaves it out and
-    lists it in the manifest; where that leaves nothing, the UserError says what was skipped.
+    what else is to be in it, or a function that gives this when all are written. left_out: {reason: paths or names} of
+    what the reader of the source passed over; it is counted and named, in print and in the manifest. shards: per
+    split; None makes one for every 1,000 records. num_workers: threads (the time goes into decoding, which leaves
+    Python's lock), default one per CPU; the files are the same with any number. on_bad: "error" stops at the first
+    item that cannot be used, "skip" leaves it out and lists it in the manifest; where that leaves nothing, the
+    UserError says what was skipped.
     """
     if on_bad not in ("error", "skip"):
         raise ValueError(f"on_bad must be error or skip, not {on_bad!r}")
@@ -65,8 +66,8 @@ def build(folder, splits, example, *, kind, labels, builder, origin="", manifest
             raise UserError(f"Not one of the {units[0]} can be used, and {folder} is not written. "
                             + " ".join(skipped_lines(skipped)))
         left_out = summarize(left_out or {})
-        writer.manifest.update(
-            (manifest() if callable(manifest) else manifest) or {}, skipped=skipped, repaired=dict(sorted(repaired.items())), left_out=left_out)
+        more = manifest() if callable(manifest) else manifest or {}
+        writer.manifest.update(more, skipped=skipped, repaired=dict(sorted(repaired.items())), left_out=left_out)
         writer.publish()
     report = Report(folder, writer.manifest, dict(repaired), skipped, left_out)
     if progress:
