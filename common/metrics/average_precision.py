@@ -41,8 +41,9 @@ def voc(detections, truths, num_classes, iou_threshold=0.5, style="area", inclus
 
     Detections are taken best score first. Each claims the truth of its image and class that it overlaps most;
     when the IoU is >= iou_threshold it is a true positive if the truth is still free, else a false positive.
-    A truth that is difficult (or crowd, which VOC does not have) is no positive, and a detection that claims
-    it does not count.
+    A truth that is difficult is no positive, and a detection that claims it does not count. Neither is a crowd, which
+    VOC does not have and nobody claims: a detection of which iou_threshold or more lies in one does not count unless
+    it is a true positive, as in `coco`.
 
     style: "area" under the interpolated curve (VOC 2010 and later) or "11-point" (VOC 2007).
     inclusive_pixels: the devkit's boxes name the last pixel inside, so its widths are right - left + 1. True
@@ -53,13 +54,16 @@ def voc(detections, truths, num_classes, iou_threshold=0.5, style="area", inclus
     """
     if style not in ("area", "11-point"):
         raise ValueError(f'style must be "area" or "11-point", not {style!r}')
-    detections, truths = _checked(detections, truths, num_classes)
+    detections, truths = checked(detections, truths, num_classes)
     best_first = np.argsort(-detections.score, kind="stable")
     detections = Detections(*(field[best_first] for field in detections))
     hidden = truths.difficult | truths.is_crowd
-    group, truth_group = _groups(detections, truths)
-    pair_det, pair_truth, pair_iou = _pairs(detections, truths, group, truth_group, iou_threshold,
-                                            extra=float(inclusive_pixels))
+    group, truth_group = groups(detections, truths)
+    pair_det, pair_truth, pair_iou = all_pairs(detections, truths, group, truth_group, iou_threshold,
+                                               is_crowd=truths.is_crowd, extra=float(inclusive_pixels))
+    on_crowd = truths.is_crowd[pair_truth]
+    in_crowd = pair_det[on_crowd]
+    pair_det, pair_truth, pair_iou = pair_det[~on_crowd], pair_truth[~on_crowd], pair_iou[~on_crowd]
 
     # The truth with the highest IoU, the first of equals, then the first detection that claims it.
     choice = np.lexsort((pair_truth, -pair_iou, pair_det))
@@ -70,6 +74,7 @@ def voc(detections, truths, num_classes, iou_threshold=0.5, style="area", inclus
     counts = np.ones(len(group), bool)
     counts[claiming[hidden[claimed]]] = False
     true_positive &= counts
+    counts[in_crowd[~true_positive[in_crowd]]] = False
 
     positives = np.bincount(truths.label[~hidden], minlength=num_classes)
     ap, precision, recall = np.full(num_classes, np.nan), [], []
@@ -106,14 +111,14 @@ def coco(detections, truths, num_classes, max_detections=(1, 10, 100)):
     outside of the area range: a difficult object excuses one detection. A detection without a match does not
     count if its own area is outside.
     """
-    detections, truths = _checked(detections, truths, num_classes)
-    detections, group, rank = _by_group(detections, truths, max_detections[-1])
+    detections, truths = checked(detections, truths, num_classes)
+    detections, group, rank = by_group(detections, truths, max_detections[-1])
     truths = Truths(*(field[np.lexsort((truths.image, truths.label))] for field in truths))
-    truth_group = _groups(detections, truths)[1]
+    truth_group = groups(detections, truths)[1]
     ignored = (truths.difficult | truths.is_crowd)[:, np.newaxis] | ~_in_areas(truths.area)  # [G, A]
     inside = _in_areas(np.prod(detections.boxes_xyxy[:, 2:] - detections.boxes_xyxy[:, :2], axis=1))  # [D, A]
-    pairs = _pairs(detections, truths, group, truth_group, COCO_IOUS[0], is_crowd=truths.is_crowd)
-    paired, matched, excused = _match(*pairs, group, ignored, truths.is_crowd)  # [D'], [D', A, T], [D', A, T]
+    pairs = all_pairs(detections, truths, group, truth_group, COCO_IOUS[0], is_crowd=truths.is_crowd)
+    paired, matched, excused, _ = match(*pairs, group, ignored, truths.is_crowd, COCO_IOUS)  # [D'], [D', A, T], ...
 
     # Of equal scores the lower image comes first, as in pycocotools; from here on all is by (class, score).
     order = np.lexsort((-detections.score, detections.label))
@@ -165,11 +170,13 @@ def _coco_ap(seen, positives):
     return envelope[np.searchsorted(hits / positives, COCO_RECALLS)].mean()
 
 
-def _match(pair_det, pair_truth, pair_iou, group, ignored, is_crowd):
-    """COCO's greedy matching, for every area range and IoU threshold at once.
+def match(pair_det, pair_truth, pair_iou, group, ignored, many, ious):
+    """COCO's greedy matching, for A kinds of truths that are ignored and T IoU thresholds at once.
 
-    Returns the detections with any pair, ascending [D'], whether each found a truth [D', A, T], and whether
-    that truth is an ignored one [D', A, T]. Round i decides the i-th best detection of every group.
+    pair_*: of `all_pairs`; group [D]: of `by_group`; ignored [G, A]; many [G]: truths that match any number of times.
+    Returns the detections with any pair, ascending [D'], whether each found a truth [D', A, T], whether
+    that truth is an ignored one [D', A, T], and whether each truth was found [G, A, T]. Round i decides the i-th best
+    detection of every group.
     """
     choice = np.lexsort((pair_truth, pair_iou, pair_det))  # in a detection, the later the better
     pair_det, pair_truth, pair_iou = pair_det[choice], pair_truth[choice], pair_iou[choice]
@@ -178,9 +185,9 @@ def _match(pair_det, pair_truth, pair_iou, group, ignored, is_crowd):
     better = 1 + np.arange(len(pair_det)) - np.repeat(first, size)  # 1.. within a detection
     counted_bonus = np.int32(len(pair_det) + 1)  # any truth that counts goes before any ignored one
 
-    matched = np.zeros([len(paired), len(COCO_AREAS), len(COCO_IOUS)], bool)
+    matched = np.zeros([len(paired), ignored.shape[1], len(ious)], bool)
     excused = np.zeros_like(matched)
-    taken = np.zeros([len(ignored), len(COCO_AREAS), len(COCO_IOUS)], bool)
+    taken = np.zeros([*ignored.shape, len(ious)], bool)
     by_turn = np.argsort(turn, kind="stable")
     borders = np.searchsorted(turn[by_turn], np.arange(turn.max(initial=-1) + 2))
     for start, stop in zip(borders[:-1], borders[1:]):
@@ -188,8 +195,8 @@ def _match(pair_det, pair_truth, pair_iou, group, ignored, is_crowd):
         begin = np.cumsum(size[dets]) - size[dets]
         pairs = np.repeat(first[dets] - begin, size[dets]) + np.arange(size[dets].sum())
         truth = pair_truth[pairs]
-        possible = ~taken[truth] | is_crowd[truth][:, np.newaxis, np.newaxis]  # [P, A, T]
-        possible &= (pair_iou[pairs][:, np.newaxis] >= COCO_IOUS)[:, np.newaxis]
+        possible = ~taken[truth] | many[truth][:, np.newaxis, np.newaxis]  # [P, A, T]
+        possible &= (pair_iou[pairs][:, np.newaxis] >= ious)[:, np.newaxis]
         priority = better[pairs].astype(np.int32)[:, np.newaxis] + counted_bonus * ~ignored[truth]  # [P, A]
         best = np.maximum.reduceat(priority[:, :, np.newaxis] * possible, begin, axis=0)  # [D', A, T]
         found = best > 0
@@ -197,10 +204,10 @@ def _match(pair_det, pair_truth, pair_iou, group, ignored, is_crowd):
         excused[dets] = found & (best < counted_bonus)
         det, area, iou = np.nonzero(found)
         taken[truth[begin[det] + best[det, area, iou] % counted_bonus - 1], area, iou] = True
-    return paired, matched, excused
+    return paired, matched, excused, taken
 
 
-def _pairs(detections, truths, group, truth_group, min_iou, is_crowd=None, extra=0.0):
+def all_pairs(detections, truths, group, truth_group, min_iou, is_crowd=None, extra=0.0):
     """(detection, truth, IoU), each [P], of every detection with every truth of its group, IoU >= min_iou.
 
     extra: added to widths and heights. is_crowd [G]: truths where the overlap is intersection / detection's
@@ -230,11 +237,11 @@ def _pairs(detections, truths, group, truth_group, min_iou, is_crowd=None, extra
     return tuple(np.concatenate(columns) for columns in zip(*parts))
 
 
-def _by_group(detections, truths, limit):
+def by_group(detections, truths, limit):
     """Detections by (class, image, best score), the first `limit` of each group; group [D]; rank in it."""
     order = np.lexsort((-detections.score, detections.image, detections.label))
     detections = Detections(*(field[order] for field in detections))
-    group, _ = _groups(detections, truths)
+    group, _ = groups(detections, truths)
     rank = _rank_in_group(group)
     keep = rank < limit
     return Detections(*(field[keep] for field in detections)), group[keep], rank[keep]
@@ -245,7 +252,7 @@ def _rank_in_group(group):
     return np.arange(len(group)) - np.searchsorted(group, group)
 
 
-def _groups(detections, truths):
+def groups(detections, truths):
     """One number for each (class, image), ascending in that order: [D], [G]."""
     images, index = np.unique(np.concatenate([detections.image, truths.image]), return_inverse=True)
     group = np.concatenate([detections.label, truths.label]) * len(images) + index
@@ -261,7 +268,7 @@ def _mean(values):
     return float(values.mean()) if values.size else float("nan")
 
 
-def _checked(detections, truths, num_classes):
+def checked(detections, truths, num_classes):
     """Both as arrays of the right kinds, flags and areas filled in; ValueError for what cannot be meant."""
     boxes = np.asarray(truths.boxes_xyxy, np.float64).reshape(-1, 4)
     no = np.zeros(len(boxes), bool)

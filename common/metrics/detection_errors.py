@@ -6,6 +6,8 @@ D detections, G truths. Boxes are edges in pixels.
 
 import numpy as np
 
+from common.metrics import average_precision
+
 KINDS = ("right", "double", "badly placed", "wrong class", "background")
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}  # COCO's bounds, pixels
 
@@ -15,45 +17,38 @@ def detection_errors(detections, truths, *, score_threshold=0.25, iou_threshold=
 
     Detections are taken best first. right: overlaps a truth of its class that is still free by iou_threshold or more;
     double: such a truth, but taken; wrong class: overlaps one of another class as much; badly placed: overlaps one
-    of its class by `near` or more; background: the rest. Detections on difficult and crowd truths alone do not count.
+    of its class by `near` or more; background: the rest. Detections on difficult and crowd truths alone do not count;
+    with a crowd the overlap is the share of the detection's own area, as in COCO's figures.
     Returns {"kinds": {kind: count}, "found": {size: (found, all)}}; difficult and crowd truths are in neither.
     """
-    kinds = dict.fromkeys(KINDS, 0)
-    ignored = np.zeros(len(truths.image), bool)
-    for mask in (truths.difficult, truths.is_crowd):
-        if mask is not None:
-            ignored |= np.asarray(mask, bool)
-    taken = np.zeros(len(truths.image), bool)
-    order = np.argsort(-np.asarray(detections.score), kind="stable")
-    for index in order[np.asarray(detections.score)[order] > score_threshold]:
-        here = np.flatnonzero(truths.image == detections.image[index])
-        overlap = iou(detections.boxes_xyxy[index], truths.boxes_xyxy[here])
-        same = truths.label[here] == detections.label[index]
-        free = here[same & ~taken[here] & ~ignored[here] & (overlap >= iou_threshold)]
-        if len(free):
-            taken[free[np.argmax(overlap[np.isin(here, free)])]] = True
-            kinds["right"] += 1
-        elif (same & ignored[here] & (overlap >= iou_threshold)).any():
-            continue
-        elif (same & (overlap >= iou_threshold)).any():
-            kinds["double"] += 1
-        elif (~same & ~ignored[here] & (overlap >= iou_threshold)).any():
-            kinds["wrong class"] += 1
-        elif (same & (overlap >= near)).any():
-            kinds["badly placed"] += 1
-        else:
-            kinds["background"] += 1
+    num_classes = 1 + int(max(np.max(detections.label, initial=0), np.max(truths.label, initial=0)))
+    detections, truths = average_precision.checked(detections, truths, num_classes)
+    above = detections.score > score_threshold
+    detections = average_precision.Detections(*(field[above] for field in detections))
+    detections, group, _ = average_precision.by_group(detections, truths, len(detections.image))
+    ignored = truths.difficult | truths.is_crowd
+    # Pairs of a picture, whatever the classes.
+    det, truth, overlap = average_precision.all_pairs(detections, truths, detections.image, truths.image, near,
+                                                      is_crowd=truths.is_crowd)
+    same, close = detections.label[det] == truths.label[truth], overlap >= iou_threshold
+    paired, matched, excused, taken = average_precision.match(
+        det[same], truth[same], overlap[same], group, ignored[:, np.newaxis], ignored, np.array([iou_threshold]))
+
+    def any_of(chosen):
+        """bool [D], True for the chosen detections."""
+        found = np.zeros(len(group), bool)
+        found[chosen] = True
+        return found
+
+    names = ("", "right", "double", "wrong class", "badly placed", "background")  # of what is told first
+    which = np.select(
+        [any_of(paired[excused[:, 0, 0]]), any_of(paired[matched[:, 0, 0]]), any_of(det[same & close]),
+         any_of(det[~same & close & ~ignored[truth]]), any_of(det[same & ~truths.is_crowd[truth]])],
+        range(5), default=5)
+    kinds = {kind: int(np.sum(which == names.index(kind))) for kind in KINDS}
     areas = np.prod(truths.boxes_xyxy[:, 2:] - truths.boxes_xyxy[:, :2], axis=1)
     found = {}
     for name, (low, high) in SIZES.items():
         of_size = ~ignored & (areas >= low) & (areas < high)
-        found[name] = (int((taken & of_size).sum()), int(of_size.sum()))
+        found[name] = (int((taken[:, 0, 0] & of_size).sum()), int(of_size.sum()))
     return {"kinds": kinds, "found": found}
-
-
-def iou(box, boxes):
-    """IoU [G] of one box [4] with boxes [G, 4]; 0 where the union is 0."""
-    shared = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
-    shared = np.prod(np.maximum(shared, 0), axis=1)
-    union = np.prod(box[2:] - box[:2]) + np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) - shared
-    return np.divide(shared, union, out=np.zeros(len(boxes)), where=union > 0)

@@ -183,6 +183,25 @@ def test_voc_equals_the_devkit(style, inclusive_pixels, seed, iou_threshold, lev
         assert found["recall"][label][-1] <= 1 and len(found["recall"][label]) == len(outcome)
 
 
+def test_voc_does_not_count_what_lies_in_a_crowd():
+    """Of the detection's own area; the IoU of a member with its crowd is small. What is there is found all the same."""
+    truths = Truths([0, 0], [0, 0], [[0, 0, 400, 400], [10, 10, 50, 50]], is_crowd=[True, False])
+    member, half, outside = [200, 200, 220, 220], [380, 0, 420, 40], [381, 0, 421, 40]
+    boxes = [member, half, [10, 10, 50, 50], [12, 10, 52, 50], outside]
+    detections = Detections([0] * 5, [0] * 5, [0.9, 0.8, 0.7, 0.6, 0.5], boxes)
+    found = voc(detections, truths, 1, inclusive_pixels=False)
+    assert found["ap"] == [1.0]
+    np.testing.assert_array_equal(found["precision"][0], [0, 0, 1, 1, 0.5])
+    np.testing.assert_array_equal(found["recall"][0], [0, 0, 1, 1, 1])
+    assert voc(detections._replace(image=[1] * 5), truths, 1)["ap"] == [0.0]  # in another picture
+    # COCO's figure at the same IoU, of sets with crowds.
+    for seed in range(3):
+        detections, truths = random_set(seed, crowd=0.4, difficult=0.0, levels=None, detections_per_image=4)
+        truths = truths._replace(area=np.full(len(truths.area), 5000.0))
+        assert voc(detections, truths, 5, inclusive_pixels=False)["map"] == pytest.approx(
+            coco(detections, truths, 5)["AP50"], abs=0.02)  # 101 recalls, and another choice between two truths
+
+
 @pytest.mark.parametrize("style", ["area", "11-point"])
 def test_voc_equals_the_other_package(style):
     for some_difficult in (False, True):
