@@ -19,6 +19,8 @@ from common.errors import UserError
 
 KIND = "detection"
 BUILDER = "common.detection 1"
+VAL_SHARE = 0.1  # of what has no split of its own
+DEALT = "a tenth of the pictures is val, dealt by a hash of their names, since nothing says which are."
 decode_image = images.decode
 
 
@@ -45,6 +47,7 @@ class Source(NamedTuple):
     load: Callable[[Any], Annotation]  # raises UserError with the name of the file
     origin: str = ""  # where the data come from, for the manifest
     left_out: dict = {}  # reason -> names of files or objects that the reader passed over
+    notes: tuple = ()  # sentences on what is no mistake for certain
 
 
 def encode_example(image_bytes, height, width, filename, boxes_xyxy, labels, *, difficult=None, is_crowd=None,
@@ -71,7 +74,7 @@ def encode_example(image_bytes, height, width, filename, boxes_xyxy, labels, *, 
     }
     if label_names is not None:
         features["image/object/class/text"] = _bytes([label_names[label].encode() for label in labels])
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
 
 
 def parse(serialized):
@@ -160,12 +163,21 @@ def build_records(source, out_root="tfrecords", *, shards=None, num_workers=None
                   progress=True):
     """Writes the records of a `Source` to `out_root`/<its name> and returns a `building.Report`, which it also prints.
 
-    The rest as in `building.build`.
+    The rest as in `building.build`. A UserError where two classes have one name.
     """
-    return building.build(
+    if len(set(source.labels)) < len(source.labels):
+        raise UserError(f"Classes must have different names, and {source.name} has {', '.join(source.labels)}. "
+                        "Rename one.")
+    alike = [name for name, times in collections.Counter(label.lower() for label in source.labels).items() if times > 1]
+    notes = [*source.notes, *(f"classes that differ in upper and lower case alone are not the same: {name}."
+                              for name in alike)]
+    report = building.build(
         pathlib.Path(out_root) / source.name, source.splits, lambda item: _example(source, item), kind=KIND,
-        labels=source.labels, builder=BUILDER, origin=source.origin, left_out=source.left_out, shards=shards,
-        num_workers=num_workers, on_bad=on_bad, progress=progress)
+        labels=source.labels, builder=BUILDER, origin=source.origin, manifest={"notes": notes},
+        left_out=source.left_out, shards=shards, num_workers=num_workers, on_bad=on_bad, progress=progress)
+    if progress and notes:
+        print("\n".join(f"note: {note}" for note in notes))
+    return report
 
 
 def repair_boxes(annotation, width, height):
@@ -198,7 +210,8 @@ def repair_boxes(annotation, width, height):
     moved = kept & (clipped != boxes_xyxy).any(axis=1)
     for what, mask in (("object without area dropped", empty),
                        ("object outside the picture dropped", outside),
-                       ("box clipped to the picture", moved)):
+                       ("box clipped to the picture", moved),
+                       ("object of less than a pixel kept", kept & (np.prod(left, axis=1) < 1))):
         if mask.any():
             repairs[what] += int(mask.sum())
     if area is None:

@@ -7,20 +7,16 @@ Archives are not read: unpack them with the system's tools (`tar -xf VOCtrainval
 the folder.
 """
 
-import hashlib
 import os
 import pathlib
 import threading
 import urllib.error
 import urllib.request
-import xml.etree.ElementTree
 from typing import NamedTuple
 
-import defusedxml
-import defusedxml.ElementTree
 import numpy as np
 
-from common import detection_coco, images
+from common import detection_coco, detection_voc, images, splits
 from common.detection import Annotation, Source
 from common.errors import UserError
 
@@ -65,17 +61,18 @@ def find(name, source=None, labels=None):
     layout, place = find_layout(source, name)
     if layout == "voc":
         labels = labels or (VOC_LABELS if name in ("voc2007", "voc2012") else None)
-        return voc(place, name, labels)
-    return detection_coco.coco(place, name, labels)
+        return detection_voc.voc(place, name, labels)
+    parts, left_out = place
+    return detection_coco.coco(parts, name, labels, left_out)
 
 
 def find_layout(source, name=""):
-    """("voc", its folder) or ("coco", {split: (JSON file, folder of pictures)}); a UserError where it is
-    neither.
+    """("voc", its folder), or ("coco", what `detection_coco.find_parts` gives); a UserError where it is neither.
 
-    VOC: a folder with Annotations/, given itself or above (VOCdevkit/VOC2007); of several the one that `name`
-    ends like. COCO: JSON files with a split in their names (instances_val2017.json) in `source` or its
-    annotations/, or in a folder per split (train/_annotations.coco.json).
+    VOC: a folder with Annotations/, given itself or above (VOCdevkit/VOC2007), of several the one that `name`
+    ends like; folders of splits, or one folder, with XML files beside the pictures. COCO: JSON files with a split in
+    their names (instances_val2017.json) in `source` or its annotations/, or in a folder per split
+    (train/_annotations.coco.json).
     """
     source = pathlib.Path(source)
     if source.is_file():
@@ -83,7 +80,9 @@ def find_layout(source, name=""):
                         "an archive, unpack it and give the folder.")
     if not source.is_dir():
         raise UserError(f"--source must be a folder in VOC or COCO layout, and {source} does not exist.")
-    inside = [source, *sorted(source.glob("*/")), *sorted(source.glob("VOCdevkit/*/"))]
+    if any(detection_voc.annotations_of(place) for place in splits.folders(source)[0].values()):
+        return "voc", source
+    inside = [source, *_folders(source), *_folders(source / "VOCdevkit")]
     roots = [folder for folder in inside if (folder / "Annotations").is_dir()]
     if len(roots) > 1:
         roots = [folder for folder in roots if name and folder.name.lower() == name.lower()] or roots
@@ -91,49 +90,23 @@ def find_layout(source, name=""):
         raise UserError(f"--source must hold one VOC folder, and {source} holds "
                         f"{', '.join(folder.name for folder in roots)}. Give one of them.")
     if roots:
+        found = roots[0].name.lower()
+        if found != name and {found, name} <= set(DOWNLOADS):
+            raise UserError(f"--dataset {name} must be built of its own folder, and {source} holds {roots[0].name}. "
+                            "Give another name or folder.")
         return "voc", roots[0]
-    parts = detection_coco.find_parts(source)
+    parts, left_out = detection_coco.find_parts(source)
     if parts:
-        return "coco", parts
+        return "coco", (parts, left_out)
+    if detection_voc.annotations_of(source):
+        return "voc", source
     raise UserError("--source must be a folder in VOC layout (Annotations, JPEGImages, ImageSets/Main) or "
                     f"COCO layout (annotations/instances_train2017.json, train2017), and {source} is "
                     "neither.")
 
 
-def voc(folder, name="voc", labels=None):
-    """The Source of a folder with Annotations/*.xml, JPEGImages/ and ImageSets/Main/{train,val,test}.txt.
-
-    VOC counts pixels from 1 and its maxima belong to the box: left = xmin - 1, right = xmax, so that a box is
-    xmax - xmin + 1 wide. One with xmax = xmin or ymax = ymin is nevertheless dropped as one without area:
-    annotation tools write it for a click without a drag. Maxima below minima are swapped. Without lists, the
-    tenth of the pictures whose names have the smallest md5 is val and the rest train; with trainval alone,
-    that is train.
-    """
-    folder = pathlib.Path(folder)
-    xmls = {path.stem: path for path in sorted((folder / "Annotations").glob("*.xml"))}
-    if not xmls:
-        raise UserError(f"{folder / 'Annotations'} must hold XML files, and holds none.")
-    pictures = {}
-    for place in ("JPEGImages", "images", "Images", "."):
-        for path in sorted((folder / place).glob("*")):
-            if path.suffix.lower() in detection_coco.SUFFIXES:
-                pictures.setdefault(path.stem, path)
-    splits = _voc_splits(folder, xmls)
-    if labels is None:
-        labels = sorted({label for path in xmls.values() for label in _voc_names(path)})
-        if not labels:
-            raise UserError(f"{folder / 'Annotations'} must hold objects, and not one XML file has any.")
-    ids = {label: i for i, label in enumerate(labels)}
-
-    def load(path):
-        root, picture = _voc_root(path), pictures.get(path.stem)
-        if picture is None:
-            place = folder / "JPEGImages" / path.stem
-            raise UserError(f"{path} must have its picture {place}.jpg, and there is none. Put it there or "
-                            "remove the XML file.")
-        return _voc_annotation(root, path, picture, ids)
-
-    return Source(name, list(labels), splits, load, f"VOC layout, {folder.name}")
+def _folders(folder):
+    return [path for path in splits.entries(folder) if path.is_dir()] if folder.is_dir() else []
 
 
 def from_tfds(name, labels=None, *, data_dir=None):
@@ -193,97 +166,6 @@ def reachable(url, seconds=4):
     thread.start()
     thread.join(seconds)
     return answered.is_set()
-
-
-def _voc_splits(folder, xmls):
-    """{split: paths of XML files} in the order of the lists."""
-    lists = folder / "ImageSets" / "Main"
-    names = {split: split for split in detection_coco.SPLITS}
-    if not (lists / "train.txt").is_file():
-        names["train"] = "trainval"
-    splits = {}
-    for split, file in names.items():
-        if not (lists / f"{file}.txt").is_file():
-            continue
-        lines = (lists / f"{file}.txt").read_text(encoding="utf-8").splitlines()
-        stems = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
-        if split == "test" and not any(stem in xmls for stem in stems):
-            continue  # VOC2012's test set has pictures without annotations
-        for stem in stems:
-            if stem not in xmls and pathlib.PurePath(stem).name != stem:
-                raise UserError(f"{lists / file}.txt must list names without folders, and has {stem}.")
-        if stems:
-            splits[split] = [xmls.get(stem, folder / "Annotations" / f"{stem}.xml") for stem in stems]
-    if splits:
-        return splits
-    if lists.is_dir() and any(lists.glob("*.txt")):
-        raise UserError(f"{lists} must hold train.txt, val.txt or test.txt with names in them, and does not. "
-                        "Write them, or remove the folder to have every tenth picture for validation.")
-    ordered = sorted(xmls, key=lambda stem: hashlib.md5(stem.encode()).digest())
-    held_out = set(ordered[:max(1, len(ordered) // 10)]) if len(ordered) > 1 else set()
-    parts = {"train": [xmls[stem] for stem in xmls if stem not in held_out],
-             "val": [xmls[stem] for stem in xmls if stem in held_out]}
-    return {split: items for split, items in parts.items() if items}
-
-
-def _voc_root(path):
-    try:
-        return defusedxml.ElementTree.parse(path).getroot()
-    except FileNotFoundError:
-        raise UserError(f"{path} is listed in ImageSets/Main and is missing. Put it there or take it off the "
-                        "list.") from None
-    except defusedxml.DefusedXmlException:
-        raise UserError(f"{path} must be plain XML, and declares entities, which can read other files or "
-                        "fill the memory. Remove it.") from None
-    except (xml.etree.ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-        raise UserError(f"{path} must be XML, and cannot be read ({error}). Correct or remove it.") from None
-
-
-def _voc_names(path):
-    """Class names in one XML file; none where it cannot be read, which `load` will tell."""
-    try:
-        return [(name.text or "").strip() for name in _voc_root(path).findall("object/name") if name.text]
-    except UserError:
-        return []
-
-
-def _voc_annotation(root, path, picture, ids):
-    def number(parent, tag, where):
-        text = parent.findtext(tag) if parent is not None else None
-        try:
-            value = float(text)
-        except (TypeError, ValueError):
-            value = np.nan
-        if not np.isfinite(value):
-            found = "is missing" if text is None else f"is {text.strip()[:20]!r}"
-            raise UserError(f"{path} must have a number in <{tag}> of {where}, and it {found}. Correct it.")
-        return value
-
-    boxes_xyxy, labels, difficult, repairs = [], [], [], []
-    for i, item in enumerate(root.findall("object"), 1):
-        name = (item.findtext("name") or "").strip()
-        if name not in ids:
-            raise UserError(f"{path} must use the classes {detection_coco.few(ids)}, and object {i} is "
-                            f"{name or 'without <name>'!r}. Correct it, or name the class in --labels.")
-        bndbox, where = item.find("bndbox"), f"<bndbox> of object {i}"
-        left, top, right, bottom = (number(bndbox, tag, where) for tag in ("xmin", "ymin", "xmax", "ymax"))
-        if right < left or bottom < top:
-            repairs.append("xmax below xmin or ymax below ymin: swapped")
-            left, right, top, bottom = min(left, right), max(left, right), min(top, bottom), max(top, bottom)
-        if left == right or top == bottom:
-            boxes_xyxy.append((left, top, left, top))  # no area: to be dropped
-        else:
-            boxes_xyxy.append((left - 1, top - 1, right, bottom))
-        labels.append(ids[name])
-        difficult.append((item.findtext("difficult") or "0").strip() == "1")
-    size = None
-    if root.find("size") is not None:
-        size = tuple(int(number(root.find("size"), tag, "<size>")) for tag in ("width", "height"))
-    if size is None or min(size) < 1:
-        repairs.append("annotation without the size of its picture")
-        size = None
-    return Annotation(picture, picture.name, np.reshape(boxes_xyxy, [-1, 4]), labels, size, difficult,
-                      repairs=tuple(repairs))
 
 
 class _TfdsItem(NamedTuple):

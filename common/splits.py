@@ -97,7 +97,7 @@ def beside(folder, used):
 
 
 def of_kinds(paths, suffixes):
-    """(the paths with one of these suffixes in any case, {reason: [paths]} of the others), for `building`'s left_out."""
+    """(the paths with one of these suffixes in any case, {reason: [paths]} of the others), as `building` takes it."""
     chosen, left_out = [], collections.defaultdict(list)
     for path in paths:
         suffix = path.suffix.lower()

@@ -244,7 +244,9 @@ def _lsp(file, name, first_pixel):
 # COCO keypoints.
 
 def _find_coco(place, name, first_pixel):
-    parts = detection_coco.find_parts(place, "person_keypoints_") if place.is_dir() else {}
+    parts, _ = detection_coco.find_parts(place, "person_keypoints_") if place.is_dir() else ({}, {})
+    if None in parts:  # a file whose name says no split
+        parts["train"] = parts.pop(None)
     return coco.source(parts, name, 0 if first_pixel is None else first_pixel) if parts else None
 
 

@@ -8,25 +8,24 @@
     ---              end; may be missing
 
 Article, "Creating a good dataset". `;` starts a comment. Pictures are in Images/ and label files in Labels/, or
-both side by side, either for each split (train/, val/, test/) or once; then the tenth of the pictures whose names
-have the smallest md5 is val and the rest train, as for VOC. Names of classes are in no label file: classes.txt has
-one on a line, K = 3 is chat and rat, and --labels says others.
+both side by side, either for each split (train/, val/, test/) or once; then a tenth of the pictures is dealt to val by
+a hash of their names, as for VOC. Names of classes are in no label file: classes.txt has one on a line, K = 3 is chat
+and rat, and --labels says others.
 """
 
-import hashlib
+import collections
+import itertools
 import math
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
 
-from common import detection, files, images, records
+from common import coco_values, detection, files, images, media, records, splits
 from common.errors import UserError
 from yolov1 import words
 
-SPLITS = ("train", "val", "test")
 NAMES = "classes.txt"
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 
 class Cell(NamedTuple):
@@ -98,41 +97,76 @@ def write(path, cells, num_classes):
 
 
 def find_layout(folder):
-    """{split: [(picture, label file)]} of a folder with the article's label files; {} where it is none."""
-    folder = pathlib.Path(folder)
-    splits = {split: _pairs(folder / split) for split in SPLITS if (folder / split).is_dir()}
-    splits = {split: pairs for split, pairs in splits.items() if pairs}
-    if splits:
-        return splits
-    pairs = _pairs(folder)
-    ordered = sorted(pairs, key=lambda pair: hashlib.md5(pair[0].stem.encode()).digest())
-    held_out = set(ordered[:max(1, len(ordered) // 10)]) if len(ordered) > 1 else set()
-    parts = {"train": [pair for pair in pairs if pair not in held_out],
-             "val": [pair for pair in pairs if pair in held_out]}
-    return {split: items for split, items in parts.items() if items}
+    """({split: [(picture, label file)]}, notes, {reason: what else is there}) of a folder with label files; {} without.
+
+    Splits are folders; where none is for training, `folder` itself is. Raises UserError.
+    """
+    folder, parts, notes, left_out = pathlib.Path(folder), {}, [], collections.defaultdict(list)
+    given, others = splits.folders(folder)
+    for split, place in given.items():
+        parts[split] = _pairs(place, left_out)
+        if not parts[split]:
+            left_out["folders of splits without label files"].append(place)
+    parts = {split: pairs for split, pairs in parts.items() if pairs}
+    if "train" in parts:
+        left_out["files or folders beside the folders of splits"] += [path for path in others if path.name != NAMES]
+        return parts, notes, left_out
+    pairs = _pairs(folder, left_out, given.values())
+    if pairs:
+        dealt = splits.deal(pairs, {} if "val" in parts else {"val": detection.VAL_SHARE},
+                            key=lambda pair: pair[0].relative_to(folder).as_posix())
+        notes += [detection.DEALT] if "val" in dealt else []
+        parts |= dealt
+    return {split: parts[split] for split in splits.SPLITS if split in parts}, notes, left_out
 
 
-def _pairs(folder):
-    """[(picture, its label file)] by name, numbers in their order; every label file must have its picture."""
-    pictures, labels = folder / "Images", folder / "Labels"
-    if not (pictures.is_dir() and labels.is_dir()):
-        pictures = labels = folder
-    found = {path.stem: path for path in sorted(pictures.glob("*")) if path.suffix.lower() in _SUFFIXES}
-    texts = {path.stem: path for path in labels.glob("*.txt") if path.name != NAMES}
+def _pairs(folder, left_out, known=()):
+    """[(picture, its label file)] by name, numbers in their order; what else there is goes to `left_out`.
+
+    A label file in Labels/ without its picture is in it too, and so is one of a picture of a kind that is not read:
+    they are errors. Beside pictures, texts may be anything. known: folders in `folder` that have been read. Raises
+    UserError where two pictures have one label file.
+    """
+    places = folder / "Images", folder / "Labels"
+    apart = all(place.is_dir() for place in places)
+    entries = list(itertools.chain(*map(splits.entries, places if apart else [folder])))
+    entries += [path for path in splits.entries(folder) if path not in places] if apart else []
+    kinds = media.PICTURES | splits.UNREAD_PICTURES
+    pictures, texts, rest = {}, {}, []
+    for path in entries:
+        if path.is_dir():
+            left_out["folders beside pictures and label files"] += [path] if path not in known else []
+        elif path.suffix.lower() in kinds and path.parent == (places[0] if apart else folder):
+            pictures.setdefault(path.stem, []).append(path)
+        elif path.suffix.lower() == ".txt" and path.parent == (places[1] if apart else folder) and path.name != NAMES:
+            texts[path.stem] = path
+        elif path.name != NAMES:
+            rest.append(path)
+    if not apart:
+        rest += [texts.pop(stem) for stem in sorted(set(texts) - set(pictures))]
+    unlabelled = [path for stem in sorted(set(pictures) - set(texts)) for path in pictures[stem]]
+    without, others = splits.of_kinds([*unlabelled, *rest], media.PICTURES)
+    left_out["pictures without a label file"] += without
+    for reason, paths in others.items():
+        left_out[reason] += paths
+    for stem in texts:
+        if len(pictures.get(stem, [])) > 1:
+            raise UserError(f"{texts[stem]} must have one picture, and there are "
+                            f"{', '.join(path.name for path in pictures[stem])}. Remove what it does not belong to.")
     stems = sorted(texts, key=lambda stem: (stem.zfill(20), stem))
-    if pictures == labels:  # any folder may hold pictures and texts
-        stems = [stem for stem in stems if stem in found]
-    return [(found.get(stem, pictures / f"{stem}.png"), texts[stem]) for stem in stems]
+    return [(pictures.get(stem, [places[0] / f"{stem}.png"])[0], texts[stem]) for stem in stems]
 
 
 def source(folder, name, labels=None):
     """The `detection.Source` of a folder with the article's label files. Raises UserError."""
-    splits = find_layout(folder)
-    _, num_classes = read(next(iter(splits.values()))[0][1])
-    labels = labels or _class_names(pathlib.Path(folder), num_classes)
+    parts, notes, left_out = find_layout(folder)
+    items = list(itertools.chain(*parts.values()))
+    _, num_classes = read(items[0][1])
+    who, labels = "--labels" if labels else NAMES, labels or _class_names(pathlib.Path(folder), num_classes)
     if len(labels) != num_classes:
-        raise UserError(f"{folder} has label files of {num_classes} classes besides none; --labels named "
+        raise UserError(f"{folder} has label files of {num_classes} classes besides none; {who} named "
                         f"{len(labels)}: {', '.join(labels)}.")
+    coco_values.refuse_fractions(itertools.chain.from_iterable(_corners(items)), folder, "boxes")
 
     def load(item):
         picture, path = item
@@ -141,13 +175,26 @@ def source(folder, name, labels=None):
             raise UserError(f"{path} must have {num_classes + 1} numbers for a class, as the first label file "
                             f"has; it has {found + 1}. Correct it.")
         objects = [cell for cell in cells if cell.label is not None]
-        boxes_cxcywh = np.array([cell.box_cxcywh for cell in objects], np.float64).reshape(-1, 4)
-        centers, halves = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:] / 2
-        boxes_xyxy = np.concatenate([centers - halves, centers + halves], axis=1)
-        return detection.Annotation(picture, picture.name, boxes_xyxy, [cell.label for cell in objects])
+        return detection.Annotation(picture, picture.name, _boxes_xyxy(objects), [cell.label for cell in objects])
 
     origin = f"the article's label files, {pathlib.Path(folder).name}"
-    return detection.Source(name, list(labels), splits, load, origin)
+    return detection.Source(name, list(labels), parts, load, origin, left_out, notes)
+
+
+def _boxes_xyxy(objects):
+    """[N, 4] pixels of `Cell`s."""
+    boxes_cxcywh = np.array([cell.box_cxcywh for cell in objects], np.float64).reshape(-1, 4)
+    centers, halves = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:] / 2
+    return np.concatenate([centers - halves, centers + halves], axis=1)
+
+
+def _corners(items):
+    """The boxes of all objects, one after the other, but for label files that cannot be read."""
+    for _, path in items:
+        try:
+            yield from _boxes_xyxy([cell for cell in read(path)[0] if cell.label is not None]).tolist()
+        except UserError:
+            continue
 
 
 def _class_names(folder, num_classes):
@@ -160,29 +207,40 @@ def _class_names(folder, num_classes):
 
 
 def export(folder, out, grid):
-    """Writes a record set as pictures and label files, <out>/<split>/{Images,Labels}; returns (pictures, objects).
+    """Writes a record set as pictures and label files, <out>/<split>/{Images,Labels}; returns what there was.
 
-    classes.txt is written last: a folder with it is complete. Raises UserError where two objects have their centre
-    in one cell, since the format has one object for a cell, and where nothing can be written.
+    {"pictures", "objects", "difficult", "crowds": how many}. The format has neither difficult objects nor crowds: the
+    former are objects like all others there, the latter are left out. classes.txt is written last: a folder with it
+    is complete. Raises UserError where two objects have their centre in one cell, since the format has one object for
+    a cell, where nothing can be written, and where `out` has files: another set's would be taken for this one's.
     """
-    manifest, out, count, objects = records.read_manifest(folder), pathlib.Path(out), 0, 0
+    manifest, out = records.read_manifest(folder), pathlib.Path(out)
+    counts = dict.fromkeys(("pictures", "objects", "difficult", "crowds"), 0)
     try:
-        for split in manifest["splits"]:
+        if out.is_dir() and splits.entries(out):
+            raise UserError(f"--export_labels {out} must be a new or empty folder, and has files. Remove them, or "
+                            "choose another folder.")
+        for split, entry in manifest["splits"].items():
             for place in ("Images", "Labels"):
                 (out / split / place).mkdir(parents=True, exist_ok=True)
-            for item in records.dataset(folder, split, epochs=1):
+            for item in records.dataset(folder, split, epochs=1) if entry["examples"] else ():
                 example = {key: value.numpy() for key, value in detection.parse(item["record"]).items()}
                 stem = f"{int(item['index']):06d}"
+                single = ~example["is_crowd"]
+                counts["crowds"] += int(np.sum(~single))
+                example |= {key: example[key][single] for key in ("boxes_xyxy", "labels", "difficult")}
                 cells = cells_of(example, grid, f"Picture {example['filename'].decode()} of {folder}")
                 suffix = "." + images.read_header(example["image_bytes"]).format
                 (out / split / "Images" / f"{stem}{suffix}").write_bytes(example["image_bytes"])
                 write(out / split / "Labels" / f"{stem}.txt", cells, len(manifest["labels"]))
-                count, objects = count + 1, objects + len(example["labels"])
+                counts["pictures"] += 1
+                counts["objects"] += len(example["labels"])
+                counts["difficult"] += int(np.sum(example["difficult"]))
         files.write_text(out / NAMES, "\n".join([*manifest["labels"], ""]))
     except OSError as error:
         raise UserError(f"--export_labels {out} must be a folder that can be written to ({files.reason(error)}). "
                         "Choose another folder.") from None
-    return count, objects
+    return counts
 
 
 def cells_of(example, grid, what):

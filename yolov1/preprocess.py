@@ -198,8 +198,11 @@ def main(args):
                                      image_size=flags.image_size, seed=flags.seed)
         print(f"{path}: {targets} of {objects} objects have a cell of their own")
     if flags.export_labels:
-        count, objects = label_files.export(folder, flags.export_labels, flags.grid)
-        print(f"{flags.export_labels}: {count} pictures with their label files, {objects} objects")
+        counts = label_files.export(folder, flags.export_labels, flags.grid)
+        print(f"{flags.export_labels}: {counts['pictures']} pictures with their label files, {counts['objects']} objects")
+        for what, became in (("difficult", "like all others there"), ("crowds", "left out")):
+            if counts[what]:
+                print(f"note: {counts[what]} {what}: the format has none, they are {became}.")
     if flags.check:
         detection_doctor.require_sound(findings)
 

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import re
 import struct
 import time
 import zlib
@@ -158,8 +159,8 @@ BAD = {
     "empty": (b"", "it is empty"),
     "text": (b"<html>no picture</html>", "not a JPEG, PNG, GIF, BMP or WebP"),
     "tiff": (encoded(picture(), "TIFF"), "not a JPEG"),
-    "two bytes of jpeg": (b"\xff\xd8", "its header is cut"),
-    "jpeg cut in its header": (KINDS["jpeg"][:100], "its header is cut"),
+    "two bytes of jpeg": (b"\xff\xd8", "it has no JPEG frame header"),
+    "jpeg cut in its header": (KINDS["jpeg"][:100], "it has no JPEG frame header"),
     "cut jpeg": (KINDS["jpeg"][:-200], "a whole JPEG picture, and cannot be decoded"),
     "jpeg without end": (KINDS["jpeg"][:-2], "a whole JPEG picture, and cannot be decoded"),
     "cut png": (KINDS["rgba png"][:-40], "a whole PNG picture, and cannot be decoded"),
@@ -265,6 +266,19 @@ def test_boxes_are_clipped_dropped_and_counted(tmp_path):
     assert example["difficult"].numpy().tolist() == [True, False, True]
     assert example["is_crowd"].numpy().tolist() == [False, True, False]
     assert example["area"].numpy().tolist() == [600, 1, 2400]
+
+
+def test_objects_of_less_than_a_pixel_are_counted(tmp_path):
+    """Such as fractions among pixels leave: 0.2 x 4 pixels."""
+    report, (example,) = build(tmp_path, [annotation(KINDS["jpeg"], [[5, 5, 5.2, 9], [5, 5, 6, 6]])])
+    assert report.repaired == {"object of less than a pixel kept": 1} and len(example["labels"]) == 2
+
+
+def test_records_of_one_source_are_the_same_bytes_in_every_process():
+    """Protobuf itself puts a record's features in an order that each process draws anew."""
+    record = detection.encode_example(b"x", 10, 10, "a.jpg", [[0, 0, 1, 1]], [0], label_names=["a"])
+    names = re.findall(rb"image/[a-z/_]+", record)
+    assert names == sorted(names) and len(names) == 15
 
 
 def test_pictures_without_objects_and_with_many(tmp_path):
