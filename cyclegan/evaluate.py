@@ -274,6 +274,18 @@ def write_pictures(folder, direction, indices, shown):
             drawing.write_png(pathlib.Path(folder) / name / f"{index:06d}.png", picture)
 
 
+def leftovers(folder, found):
+    """Lines about the folders of `write_pictures` that hold more pictures than those of this evaluation."""
+    lines = []
+    for direction, side in SIDES.items():
+        for name in (side.lower(), direction):
+            held, written = len(list((pathlib.Path(folder) / name).glob("*.png"))), len(found[direction]["index"])
+            if held > written:
+                lines.append(f"note: {pathlib.Path(folder) / name} holds {held} pictures, and {written} are of this "
+                             "evaluation. Empty it first, before figures are made of it.")
+    return lines
+
+
 def compare_labels(labels, trained, folder):
     """Says that a record set has other domains than those trained on; a UserError where they changed places."""
     if labels == trained[::-1]:
@@ -326,7 +338,7 @@ def main(args):
     write = functools.partial(write_pictures, flags.pictures) if flags.pictures else None
     summary, found = measure(make_translate(generators, strategy), folder, strategy, config, features,
                              batch_size=flags.batch_size, split=split, limit=limit, write=write)
-    print(table(summary, labels))
+    print("\n".join([table(summary, labels), *(leftovers(flags.pictures, found) if flags.pictures else [])]))
     out = pathlib.Path(flags.out or pathlib.Path(flags.run) / "evaluation")
     for direction in SIDES:
         for kind, indices in chosen(found, direction, seed=flags.seed).items():

@@ -302,7 +302,7 @@ def _read_table(path):
     Raises UserError where it is cut or damaged.
     """
     try:
-        lines = path.read_text(encoding="utf-8").replace(",", " ").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").replace(",", " ").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} must be a text file of CelebA, and cannot be read ({error}). Get it again."
                         ) from None

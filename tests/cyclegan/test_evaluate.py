@@ -236,6 +236,16 @@ def test_command(folder, tmp_path, monkeypatch, capsys):
         evaluate.main([])
         assert asked[-1] == (expected[0], str(run), expected[1])
     assert asked[0] == (folder, str(run), True)
+    # Fewer pictures into the same folder leave earlier ones there, which is said.
+    capsys.readouterr()
+    values(["evaluate", "--run", str(run), "--pictures", str(tmp_path / "all"), "--limit", "6"])
+    config["tfrecords"] = str(folder)
+    values["tfrecords"].value = None
+    evaluate.main([])
+    out = capsys.readouterr().out
+    for name in ("a", "a2b"):
+        assert f"note: {tmp_path / 'all' / name} holds 7 pictures, and 6 are of this evaluation. Empty" in out
+    assert f"{tmp_path / 'all' / 'b'} holds" not in out
 
 
 def test_nothing_to_evaluate(folder, tmp_path):

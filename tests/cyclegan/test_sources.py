@@ -209,7 +209,7 @@ def test_celeba_by_another_attribute(tmp_path):
 def test_celeba_as_kaggle_has_it(tmp_path):
     write_pictures(tmp_path / "img_align_celeba" / "img_align_celeba", FACES)
     rows = "".join(f"{name},{','.join(values.split())}\n" for name, values in FACES.items())
-    (tmp_path / "list_attr_celeba.csv").write_text(f"image_id,{','.join(ATTRIBUTES.split())}\n{rows}")
+    (tmp_path / "list_attr_celeba.csv").write_text(f"\ufeffimage_id,{','.join(ATTRIBUTES.split())}\n{rows}", "utf-8")
     (tmp_path / "list_eval_partition.csv").write_text("image_id,partition\n" + PARTITION.replace(" ", ","))
     found = sources.find("celeba", tmp_path)
     assert named(found) == {"trainA": ["2"], "trainB": ["1", "6"], "testA": ["3"], "testB": ["4"]}
