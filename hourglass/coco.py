@@ -4,41 +4,63 @@ K joints.
 """
 
 import collections
-import json
 import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from common import coco_values
 from common.errors import UserError
-from hourglass.poses import Body, Person, Source, pairs_of
+from hourglass import annotations, sides
+from hourglass.poses import Body, Person, Source
 
 # Of the joints' distances, from the COCO paper's code; joints of others get MEAN_SIGMA.
 SIGMAS = {"nose": .026, "eye": .025, "ear": .035, "shoulder": .079, "elbow": .072, "wrist": .062, "hip": .107,
           "knee": .087, "ankle": .089}
 MEAN_SIGMA = 0.062
+CROWDS = "crowds"
 
 
-def source(parts, name, first_pixel=0):
-    """The `Source` of {split: (JSON file, folder of pictures)}.
+def source(parts, name, first_pixel=0, seed=0, left_out=None):
+    """The `Source` of {split: (JSON file, folder of pictures)}; of a file that stands under None, a tenth of the
+    pictures, by a hash of their names and the seed, is val where no file is val's.
 
-    Crowds, and persons whose num_keypoints is 0, are left out and counted, as COCO's own evaluation ignores them.
-    A UserError names the file and the id: at once for missing keys, unknown image ids and repeated ids; when a
-    person is loaded for keypoints and boxes that are not finite numbers, as many as there should be.
+    Crowds, and persons whose num_keypoints is 0, are left out and counted, as COCO's own evaluation ignores them; they
+    are added to left_out, {reason: names}. A UserError names the file and the id: at once for missing keys, unknown
+    image and category ids, repeated ids, sizes and flags that are none, joints or boxes that are all fractions, and
+    where no person is left; when a person is loaded for keypoints and boxes that are not finite numbers, as many as
+    there should be.
     """
     files = {split: _File(file, folder, first_pixel) for split, (file, folder) in parts.items()}
     first = next(iter(files.values()))
     for file in files.values():
         if (file.labels, file.skeleton) != (first.labels, first.skeleton):
             raise UserError(f"{file.path} must have the keypoints and the skeleton of {first.path}, and has others.")
-    labels = first.labels
-    sigmas = [SIGMAS.get(label.split("_")[-1], MEAN_SIGMA) for label in labels]
-    torso = [labels.index(joint) for joint in ("left_shoulder", "right_hip") if joint in labels]
-    body = Body(labels, pairs_of(labels), first.skeleton, "oks", torso=torso if len(torso) == 2 else [], sigmas=sigmas)
-    splits = {split: [_Item(file, number) for number in file.persons] for split, file in files.items()}
-    return Source(name, body, splits, lambda item: item.file.person(item.number),
-                  "COCO keypoints, " + ", ".join(file.path.name for file in files.values()),
-                  {split: dict(file.left_out) for split, file in files.items()})
+    divided, notes = annotations.divide(
+        {split: [_Item(file, number) for number in file.persons] for split, file in files.items()},
+        lambda item: item.file.picture(item.number), seed)
+    notes += [line for split, file in files.items()
+              if (line := coco_values.crowd_line(split or "train", len(file.left_out[CROWDS]), file.objects))]
+    if not any(divided.values()):
+        raise UserError(" ".join([f"{first.path} must have persons with joints, and none is left.", *notes]))
+    found = annotations.without_persons([(file.folder, file.pictures()) for file in files.values()])
+    for some in (left_out or {}, *(file.left_out for file in files.values())):
+        for reason, names in some.items():
+            found.setdefault(reason, []).extend(names)
+    return Source(name, body_of(first.labels, first.skeleton), divided, lambda item: item.file.person(item.number),
+                  "COCO keypoints, " + ", ".join(file.path.name for file in files.values()), found,
+                  {"first_pixel": first_pixel}, notes)
+
+
+def body_of(labels, skeleton):
+    """The `Body` of COCO's joints, or of others by such names: OKS's sigmas, the torso, pairs."""
+    joints = sides.read(labels)
+    known = [{word for word in joint.words if word in SIGMAS} for joint in joints]
+    sigmas = [SIGMAS[next(iter(words))] if len(words) == 1 else MEAN_SIGMA for words in known]
+    torso = [i for side, word in (("left", "shoulder"), ("right", "hip"))
+             for i, joint in enumerate(joints) if (joint.side, joint.words) == (side, (word,))]
+    return Body(labels, sides.pairs_of(labels), skeleton, "oks", torso=torso if len(torso) == 2 else [], sigmas=sigmas,
+                unpaired=sides.unpaired(labels))
 
 
 class _Item(NamedTuple):
@@ -50,41 +72,66 @@ class _Item(NamedTuple):
 
 
 class _File:
-    """One JSON file: `images` {id: (name, size)}, `persons` {id: annotation}, joints and what is left out."""
+    """One JSON file: `images` {id: (name, size)}, `persons` {id: annotation}, `left_out`, `objects` in all."""
 
     def __init__(self, path, folder, first_pixel):
         self.path, self.folder, self.first_pixel = pathlib.Path(path), pathlib.Path(folder), first_pixel
-        try:
-            content = json.loads(self.path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path} must be a COCO JSON file, and cannot be read ({error}).") from None
+        content = annotations.read_json(self.path)
         content = content if isinstance(content, dict) else {}
+        self.left_out = collections.defaultdict(list)  # reason -> names
         self.images = {number: self._image(entry) for number, entry in self._by_id(content, "images").items()}
-        with_joints = {number: entry for number, entry in self._by_id(content, "categories").items()
-                       if entry.get("keypoints")}
+        categories = self._by_id(content, "categories")
+        with_joints = {number: entry for number, entry in categories.items() if entry.get("keypoints")}
         kinds = {tuple(map(str, entry["keypoints"])) for entry in with_joints.values()}
         if len(kinds) != 1:
             raise UserError(f"{path} must have one list of keypoints in its categories, and has {len(kinds)}. Give a "
                             "person_keypoints file.")
         self.labels = list(kinds.pop())
-        self.skeleton = self._skeleton(next(iter(with_joints.values())).get("skeleton", []))
-        self.persons, self.left_out = {}, collections.Counter()
+        self.skeleton = self._skeleton(next(iter(with_joints.values())).get("skeleton") or [])
+        self.persons, self.objects = {}, 0
         for number, entry in self._by_id(content, "annotations").items():
             missing = [key for key in ("image_id", "category_id", "keypoints", "bbox") if key not in entry]
-            if entry.get("category_id", None) not in [None, *with_joints]:
-                self.left_out["objects of a category without joints"] += 1
+            category = entry.get("category_id")
+            if category is not None and not (isinstance(category, int) and category in categories):
+                raise UserError(f"{path} must list the category of every annotation, and annotation {number} is of "
+                                f"category {category!r}, which it does not list. Correct it.")
+            if category in categories and category not in with_joints:
+                self.left_out["objects of a category without joints"].append(str(_Item(self, number)))
             elif missing:
                 raise UserError(f"{path} must have whole annotations, and {number} lacks {', '.join(missing)}. "
                                 "Correct it.")
             elif not isinstance(entry["image_id"], int) or entry["image_id"] not in self.images:
                 raise UserError(f"{path} must list the image of every annotation, and annotation {number} is of image "
-                                f"{entry['image_id']}, which it does not list. Correct it.")
-            elif entry.get("iscrowd"):
-                self.left_out["crowds"] += 1
-            elif not entry.get("num_keypoints", _count(entry["keypoints"])):
-                self.left_out["persons without annotated joints"] += 1
+                                f"{entry['image_id']!r}, which it does not list. Correct it.")
             else:
-                self.persons[number] = entry
+                self._sort(number, entry)
+        for key, what, step in (("keypoints", "joints", 3), ("bbox", "boxes", 2)):
+            coco_values.refuse_fractions(
+                (value for entry in self.persons.values() for value in _coordinates(entry[key], step)), path, what)
+
+    def _sort(self, number, entry):
+        """Takes an object with joints as a person, or puts it down as left out."""
+        self.objects += 1
+        crowd, count = coco_values.flag(entry.get("iscrowd")), _count(entry["keypoints"])
+        if crowd is None:
+            raise UserError(f"{self.path} must have 0 or 1 for iscrowd, and annotation {number} has "
+                            f"{str(entry['iscrowd'])[:40]!r}. Correct it.")
+        if crowd:
+            self.left_out[CROWDS].append(str(_Item(self, number)))
+        elif not count:
+            self.left_out["persons without annotated joints"].append(str(_Item(self, number)))
+        elif entry.get("num_keypoints") is not None and coco_values.number(entry["num_keypoints"]) == 0:
+            self.left_out["persons with joints whose num_keypoints is 0"].append(str(_Item(self, number)))
+        else:
+            self.persons[number] = entry
+
+    def picture(self, number):
+        """The name of the picture of a person."""
+        return self.images[self.persons[number]["image_id"]][0]
+
+    def pictures(self):
+        """The names of all pictures that hold persons."""
+        return set(map(self.picture, self.persons))
 
     def person(self, number):
         entry = self.persons[number]
@@ -96,22 +143,27 @@ class _File:
             raise UserError(f"{where} must have visibilities 0, 1 or 2, and has others. Correct it.")
         if min(w, h) < 0:
             raise UserError(f"{where} must have a box with positive sides, and has {w:g} x {h:g}. Correct it.")
-        area = entry.get("area")
-        known = isinstance(area, (int, float)) and np.isfinite(area) and area > 0
-        flat = min(w, h) == 0
+        area, flat, repairs = coco_values.number(entry.get("area")), min(w, h) == 0, []
+        if flat:
+            repairs.append("box without area, place taken from the joints")
+        if not area or area < 0:
+            area = w * h
+            repairs.append("person without an area, that of the box taken")
+        if size is None:
+            repairs.append("annotation without the size of its picture")
         return Person(self.folder / name, name, keypoints[:, :2] - self.first_pixel + 0.5,
                       keypoints[:, 2].astype(np.int64), None if flat else (x + w / 2, y + h / 2),
-                      None if flat else max(w, h) / 200, size, (x, y, w, h), float(area) if known else w * h,
-                      image_id=entry["image_id"], person_id=number,
-                      repairs=("box without area, place taken from the joints",) if flat else ())
+                      None if flat else max(w, h) / 200, size, (x, y, w, h), area, image_id=entry["image_id"],
+                      person_id=number, repairs=tuple(repairs))
 
     def _image(self, entry):
-        name = pathlib.PurePosixPath(str(entry.get("file_name", "")))
-        if name.is_absolute() or ".." in name.parts or not name.parts:
-            raise UserError(f"{self.path} must name pictures inside {self.folder}, and names {str(name)!r}. "
-                            "Correct it.")
-        size = entry.get("width"), entry.get("height")
-        return str(name), size if all(isinstance(side, int) and side > 0 for side in size) else None
+        name = str(entry.get("file_name", ""))
+        annotations.inside(self.folder, name, self.path)
+        try:
+            return str(pathlib.PurePosixPath(name)), coco_values.size(entry)
+        except ValueError as error:
+            raise UserError(f"{self.path} must have the size of {name} in whole pixels, and has {error}. Correct "
+                            "it.") from None
 
     def _skeleton(self, limbs):
         try:
@@ -134,6 +186,8 @@ class _File:
                                 "Correct it.")
             if number in found and found[number] != entry:
                 raise UserError(f"{self.path} must have ids that differ in {key}, and repeats {number}. Correct it.")
+            if number in found:
+                self.left_out[f"{key} listed twice, taken once"].append(f"{self.path.name} {number}")
             found[number] = entry
         return found
 
@@ -150,4 +204,13 @@ class _File:
 
 
 def _count(keypoints):
-    return sum(1 for seen in keypoints[2::3] if seen) if isinstance(keypoints, list) else 1
+    """How many joints of a flat list x, y, visible, ... are annotated; 1 where it is none, which is said later."""
+    return sum(1 for seen in keypoints[2::3] if coco_values.number(seen) != 0) if isinstance(keypoints, list) else 1
+
+
+def _coordinates(values, step):
+    """The x and y of a list x, y, visible, ... (step 3) whose joints are annotated, or of a box (step 2)."""
+    for start in range(0, len(values) if isinstance(values, list) else 0, step):
+        group = values[start:start + step]
+        if step == 2 or coco_values.number(group[-1]) != 0:
+            yield from (number for number in map(coco_values.number, group[:2]) if number is not None)

@@ -8,14 +8,16 @@ K joints, H, W picture. `visible`: 0 not annotated, 1 annotated but occluded, 2 
 """
 
 import collections
+import functools
 import pathlib
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from common import building, records
+from common import building, images, records
 from common.errors import UserError
+from hourglass import sides
 
 KIND = "pose"
 BUILDER = "hourglass.poses 1"
@@ -33,6 +35,12 @@ class Body(NamedTuple):
     torso: list = ()  # left shoulder and right hip, or nothing
     sigmas: list = ()  # of OKS, one per joint, or nothing
     absent: str = "unknown"  # what a joint without annotation is: "unknown", or "out of view", to be learnt as such
+    unpaired: list = ()  # names that say left or right and have no partner
+
+    @property
+    def mirrors(self):
+        """Whether a mirrored picture shows the same joints: not where a joint's partner is not known."""
+        return not self.unpaired
 
 
 class Person(NamedTuple):
@@ -61,19 +69,26 @@ class Source(NamedTuple):
     splits: dict  # split -> sequence of items
     load: Callable[[Any], Person]  # raises UserError with the name of the file
     origin: str = ""  # where the data come from, for the manifest
-    left_out: dict = {}  # split -> {what: how many} that the reader leaves out by its rules
+    left_out: dict = {}  # reason -> names of what the reader leaves out by its rules
+    facts: dict = {}  # what else the manifest is to say: first_pixel, center_shift, head_boxes
+    notes: list = ()  # sentences that the owner of the data should read
 
 
-def pairs_of(labels):
-    """[(left, right)]: the joints whose names differ in left_ and right_ alone (or left and right, l_ and r_)."""
-    found = {name.lower(): i for i, name in enumerate(labels)}
-    pairs = []
-    for name, i in found.items():
-        for left, right in (("left", "right"), ("l_", "r_"), ("l ", "r ")):
-            if name.startswith(left) and right + name[len(left):] in found:
-                pairs.append((i, found[right + name[len(left):]]))
-                break
-    return pairs
+def with_pairs(body, pairs):
+    """A `Body` with other pairs, named by hand; what then is in none of them is in the middle."""
+    return body._replace(pairs=list(pairs), unpaired=[])
+
+
+def mirror_notes(body):
+    """Sentences on what the names leave open about left and right."""
+    if body.unpaired:
+        are = "says a side and has" if len(body.unpaired) == 1 else "say a side and have"
+        return [f"{', '.join(body.unpaired)} {are} no partner: nothing is mirrored, neither in training nor in a flip "
+                "test. Build with --pairs left:right,left:right to name the pairs, or --pairs none."]
+    if not body.pairs and len(body.labels) > 1:
+        return ["no pair of joints is left and right: in a mirror all stay what they are. If some change places, "
+                "build with --pairs left:right,left:right."]
+    return []
 
 
 MPII_LABELS = ["right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "pelvis", "thorax",
@@ -85,8 +100,8 @@ LSP_LABELS = ["right_ankle", "right_knee", "right_hip", "left_hip", "left_knee",
               "right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist", "neck", "head_top"]
 LSP_SKELETON = [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (6, 7), (7, 8), (8, 12), (12, 9), (9, 10), (10, 11), (12, 13),
                 (8, 2), (9, 3)]
-MPII = Body(MPII_LABELS, pairs_of(MPII_LABELS), MPII_SKELETON, "pckh", [8, 9], [13, 2], absent="out of view")
-LSP = Body(LSP_LABELS, pairs_of(LSP_LABELS), LSP_SKELETON, "pck", [12, 13], [9, 2])
+MPII = Body(MPII_LABELS, sides.pairs_of(MPII_LABELS), MPII_SKELETON, "pckh", [8, 9], [13, 2], absent="out of view")
+LSP = Body(LSP_LABELS, sides.pairs_of(LSP_LABELS), LSP_SKELETON, "pck", [12, 13], [9, 2])
 
 
 def encode_example(person, image_bytes, height, width, image_format="jpeg"):
@@ -157,23 +172,55 @@ def build_records(source, out_root="tfrecords", *, shards=None, num_workers=None
 
     The rest as in `building.build`.
     """
-    body = source.body._asdict()
+    body, notes = source.body._asdict(), [*source.notes, *mirror_notes(source.body)]
     report = building.build(
         pathlib.Path(out_root) / source.name, source.splits, lambda item: _example(source, item), kind=KIND,
         labels=body.pop("labels"), builder=BUILDER, origin=source.origin, units=("persons", "joints"),
-        manifest={**body, "left_out": source.left_out}, shards=shards, num_workers=num_workers, on_bad=on_bad,
-        progress=progress)
+        manifest={**body, **source.facts, "notes": notes}, left_out=source.left_out, shards=shards,
+        num_workers=num_workers, on_bad=on_bad, progress=progress)
     if progress:
-        for split, entry in source.left_out.items():
-            for what, times in entry.items():
-                print(f"{split}: {times} {what}")
+        for line in (*fact_lines(source.facts), *(f"note: {note}" for note in notes)):
+            print(line)
     return report
 
 
+def fact_lines(facts):
+    """What a reader took for granted, or found beside the joints, in words; facts: as in `Source` and the manifest."""
+    lines = []
+    if "first_pixel" in facts:
+        lines.append(f"pixels of the source count from {facts['first_pixel']} (--first_pixel)")
+    if "center_shift" in facts:
+        lines.append(f"centres are moved down by {facts['center_shift']:g} times the scale (--center_shift)")
+    if "head_boxes" in facts:
+        counts = ", ".join(f"{split} {count}" for split, count in facts["head_boxes"].items() if count)
+        lines.append(f"persons with a box of the head: {counts or 'none, so there is no PCKh to hold against others'}")
+    return lines
+
+
 def body_of(folder):
-    """The `Body` in the manifest of a pose record set. Raises UserError for another kind."""
+    """The `Body` in the manifest of a pose record set. Raises UserError for another kind.
+
+    Sets that were built before joints could be unpaired know only the pairs that begin with their side; what their
+    names say beyond that is added, and said.
+    """
     manifest = records.require_kind(folder, KIND)
-    return Body(**{key: manifest[key] for key in Body._fields if key in manifest})
+    body = Body(**{key: manifest[key] for key in Body._fields if key in manifest})
+    if "unpaired" in manifest:
+        return body
+    taken = {joint for pair in body.pairs for joint in pair}
+    more = [pair for pair in sides.pairs_of(body.labels) if not taken & set(pair)]
+    body = body._replace(pairs=[*body.pairs, *more], unpaired=sides.unpaired(body.labels, body.pairs))
+    if more or body.unpaired:
+        names = ", ".join(f"{body.labels[left]} and {body.labels[right]}" for left, right in more)
+        _say_once(f"{folder} was built by an older reader of joint names"
+                  + (f"; {names} change places in a mirror, too." if more else ".")
+                  + "".join(f" {note[0].upper()}{note[1:]}" for note in mirror_notes(body) if body.unpaired))
+    return body
+
+
+@functools.cache
+def _say_once(line):
+    print(line, flush=True)
 
 
 def mend(person, width, height, body):
@@ -263,6 +310,8 @@ def _example(source, item):
     picture, name = building.read_picture(person.image, person.filename, person.size and tuple(person.size))
     whole, repairs = mend(person._replace(filename=name), picture.width, picture.height, source.body)
     repairs.update(picture.repairs)
+    if images.read_header(picture.data).orientation > 1:
+        repairs["EXIF orientation not applied: joints count as of the stored pixels"] += 1
     serialized = encode_example(whole._replace(filename=person.filename), picture.data, picture.height, picture.width,
                                 picture.format)
     return serialized, int((whole.visible > 0).sum()), repairs

@@ -22,6 +22,7 @@ from hourglass import augment, crops, doctor, poses, sources
 from hourglass.postprocess import STRIDE
 
 KIND = poses.KIND  # of records
+OF_BUILDING = ("first_pixel", "center_shift", "pairs", "skip_bad", "shards")  # flags that only a new build heeds
 PLACE = ("joints", "visible", "center", "scale", "width", "height")  # of a record, for `crops.square_of`
 
 
@@ -188,13 +189,13 @@ def command(name):
     return f"python -m hourglass.preprocess --dataset {shlex.quote(name)}{source}"
 
 
-def build(name, source=None, folder=None, *, shards=None, num_workers=None, skip_bad=False, seed=0, first_pixel=None):
+def build(name, source=None, folder=None, *, shards=None, num_workers=None, skip_bad=False, **options):
     """Writes the records of a data set, says what was repaired, skipped and left out, and returns their folder.
 
-    source, first_pixel: as in `sources.find`. Raises UserError.
+    source, options: of `sources.find`. Raises UserError.
     """
     folder = pathlib.Path(folder or records.default_folder(name, KIND))
-    found = sources.find(name, source, first_pixel, seed)
+    found = sources.find(name, source, **options)
     poses.build_records(found._replace(name=folder.name), folder.parent, shards=shards, num_workers=num_workers,
                         on_bad="skip" if skip_bad else "error")
     return folder
@@ -207,6 +208,10 @@ def define_flags():
                         "file itself.")
     flags.DEFINE_enum("first_pixel", None, ["0", "1"],
                       "Where the source's pixels start; default 1 for mpii and lsp, 0 for others.")
+    flags.DEFINE_float("center_shift", None, "Times a person's scale: pixels by which centres in MPII's layout are "
+                       "moved down; default 15 for mpii, whose centres are too high, 0 for others.")
+    flags.DEFINE_string("pairs", None, "Joints that change places in a mirror, left:right,left:right; none: no joints "
+                        "do. Default: as their names say.")
     flags.DEFINE_string("out", None, "Folder of the records; default tfrecords/<dataset>.")
     flags.DEFINE_integer("shards", None, "Files per split; default one for 1,000 persons.", lower_bound=1)
     flags.DEFINE_integer("workers", None, "Pictures read at a time; default one per CPU.", lower_bound=1)
@@ -215,7 +220,7 @@ def define_flags():
     flags.DEFINE_bool("visualize", False, "Draw records as evaluation and training see them, with their heatmaps.")
     flags.DEFINE_integer("image_size", 256, "Side of the network input, a multiple of 4.", lower_bound=64)
     flags.DEFINE_float("sigma", 1.0, "Of the Gaussians that --visualize draws, in pixels of the heatmap.")
-    flags.DEFINE_integer("seed", 0, "Seed of made-up pictures and drawn augmentation.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "Seed of made-up pictures, dealt splits and drawn augmentation.", lower_bound=0)
 
 
 def main(args):
@@ -231,9 +236,14 @@ def main(args):
     check = flags.check
     if flags.source or not (check or flags.visualize) or not (folder / records.MANIFEST).is_file():
         build(flags.dataset, flags.source, folder, shards=flags.shards, num_workers=flags.workers,
-              skip_bad=flags.skip_bad, seed=flags.seed,
+              skip_bad=flags.skip_bad, seed=flags.seed, center_shift=flags.center_shift, pairs=flags.pairs,
               first_pixel=None if flags.first_pixel is None else int(flags.first_pixel))
         check = True
+    else:
+        given = [f"--{name}" for name in OF_BUILDING if flags[name].present]
+        if given:
+            raise UserError(f"{', '.join(given)} must stand beside --source: {folder} is already built, and is "
+                            "examined or drawn as it is.")
     if check:
         findings = doctor.examine(folder, progress=True)
         print(doctor.describe(findings))
