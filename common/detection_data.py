@@ -11,7 +11,7 @@ import shlex
 import numpy as np
 import tensorflow as tf
 
-from common import cli, detection, detection_demo, detection_sources, records
+from common import cli, detection, detection_demo, detection_sources, files, records
 from common.errors import UserError
 
 
@@ -79,8 +79,11 @@ def build(name, source=None, folder=None, *, labels=None, shards=None, num_worke
     a layout that only this article knows, or None. The rest as in `detection.build_records`. Raises UserError.
     """
     folder = pathlib.Path(folder or records.default_folder(name, detection.KIND))
+    if name == records.DEMO and (source or labels):
+        raise UserError(f"--dataset {name} is made up, of {', '.join(detection_demo.LABELS)}, and takes neither --source "
+                        "nor --labels. Give your own set another name.")
     found = find and find(name, source, labels)
-    if not found and name == records.DEMO and source is None:
+    if not found and name == records.DEMO:
         found = detection_demo.source(seed=seed)
     elif not found:
         found = detection_sources.find(name, source, labels)
@@ -92,12 +95,21 @@ def build(name, source=None, folder=None, *, labels=None, shards=None, num_worke
 def read_labels(text):
     """Class names from "a,b,c" or from a text file with one per line. Raises UserError."""
     path = pathlib.Path(text)
-    names = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
-    names = [name.strip() for name in names if name.strip()]
+    names = read_names(path) if path.is_file() else [name.strip() for name in text.split(",") if name.strip()]
     if not names or len(set(names)) < len(names) or (len(names) == 1 and path.suffix):
         raise UserError(f"--labels must be different class names, a,b,c, or a text file with one per line; "
                         f"{text!r} {'names one twice' if len(set(names)) < len(names) else 'is neither'}.")
     return names
+
+
+def read_names(path):
+    """The lines of a text file that are not empty, without blanks around them. Raises UserError."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} must be a text file with one name per line, and cannot be read "
+                        f"({files.reason(error)}).") from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def define_flags():
@@ -129,6 +141,11 @@ def build_or_find(flags, only_look, find=None):
               shards=flags.shards, num_workers=flags.workers, skip_bad=flags.skip_bad, seed=flags.seed,
               find=find)
         flags.check = True
+    else:
+        idle = [f"--{name}" for name in ("labels", "shards", "workers", "skip_bad") if flags[name].value]
+        if idle:
+            print(f"note: {folder} is there already and is only looked at; without effect: {', '.join(idle)}. To build it "
+                  "again, give --source, or leave out what looks at it.")
     return folder
 
 

@@ -24,6 +24,7 @@ VOC_LABELS = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "c
               "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
               "tvmonitor"]
 _TFDS_SPLITS = {"train": "train", "validation": "val", "test": "test"}
+_WITHOUT_OBJECTS = {("coco2017", "test"), ("voc2012", "test")}
 
 
 class Download(NamedTuple):
@@ -138,15 +139,16 @@ def from_tfds(name, labels=None, *, data_dir=None):
     if labels is not None and set(names) - set(labels):
         raise UserError(f"--labels must name the classes of {name}: {', '.join(names)}.")
     wanted = np.array([(labels or names).index(label) for label in names])
-    splits = {}
+    parts, notes = {}, []
     for theirs, ours in _TFDS_SPLITS.items():
-        without_objects = name == "coco2017" and ours == "test"
-        if theirs in builder.info.splits and not without_objects:
-            splits[ours] = _TfdsSplit(builder, theirs, tfds.decode.SkipDecoding())
+        if theirs in builder.info.splits and (name, ours) in _WITHOUT_OBJECTS:
+            notes.append(f"{ours} of {name} is left out: its pictures are published without their objects.")
+        elif theirs in builder.info.splits:
+            parts[ours] = _TfdsSplit(builder, theirs, tfds.decode.SkipDecoding())
     one_based = name.startswith("voc")
-    return Source(name, list(labels or names), splits,
+    return Source(name, list(labels or names), parts,
                   lambda item: _tfds_annotation(item.example, wanted, one_based),
-                  f"tensorflow-datasets {download.tfds}")
+                  f"tensorflow-datasets {download.tfds}", notes=notes)
 
 
 def reachable(url, seconds=4):

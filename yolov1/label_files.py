@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common import coco_values, detection, files, images, media, records, splits
+from common import coco_values, detection, detection_data, files, images, media, records, splits
 from common.errors import UserError
 from yolov1 import words
 
@@ -37,7 +37,7 @@ def read(path):
     """(cells [h * w], number of classes C) of a label file. Raises UserError that names the file and line."""
     path, rows = pathlib.Path(path), []
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} must be a text file in the article's label format, and cannot be read "
                         f"({files.reason(error)}).") from None
@@ -199,7 +199,7 @@ def _corners(items):
 
 def _class_names(folder, num_classes):
     if (folder / NAMES).is_file():
-        return [line.strip() for line in (folder / NAMES).read_text("utf-8").splitlines() if line.strip()]
+        return detection_data.read_names(folder / NAMES)
     if num_classes == len(words.LABELS):
         return words.LABELS
     raise UserError(f"{folder} has label files of {num_classes} classes besides none, and no {NAMES}. Name them "

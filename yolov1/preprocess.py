@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from common import boxes, cli, detection, detection_data, detection_doctor, drawing, records
+from common.errors import UserError
 from yolov1 import label_files, words
 from yolov1.model import cell_corners
 
@@ -154,7 +155,9 @@ def crowded(contents, grid):
 
 def find(name, source=None, labels=None, *, seed=0, size=64, grid=2):
     """The `detection.Source` that the article has of its own: its made-up words, or its label files; else None."""
-    if name == words.NAME and source is None:
+    if name == words.NAME and source is not None:
+        raise UserError(f"--dataset {name} is made up and takes no --source. Give your own set another name.")
+    if name == words.NAME:
         return words.source(seed=seed, size=size, grid=grid, words=labels or words.LABELS)
     if source is not None and pathlib.Path(source).is_dir() and label_files.find_layout(source)[0]:
         return label_files.source(source, name, labels)

@@ -150,6 +150,22 @@ def test_what_tensorflow_datasets_has_prepared(tmp_path, monkeypatch, name, one_
         detection_sources.from_tfds(name, ["cat"], data_dir=tmp_path)
 
 
+def test_pictures_published_without_objects_are_no_test_set(tmp_path, monkeypatch):
+    """tensorflow-datasets has 10,991 test pictures of VOC2012, each with an empty list of objects."""
+    import tensorflow_datasets as tfds
+    info = types.SimpleNamespace(
+        features={"objects": {"label": types.SimpleNamespace(names=["dog", "cat"])}},
+        splits=dict.fromkeys(("train", "validation", "test"), types.SimpleNamespace(num_examples=2)))
+    monkeypatch.setattr(tfds, "builder", lambda name, data_dir: types.SimpleNamespace(info=info))
+    for name, expected in (("voc2007", ["train", "val", "test"]), ("voc2012", ["train", "val"]),
+                           ("coco2017", ["train", "val"])):
+        folder = tmp_path / detection_sources.DOWNLOADS[name].tfds / "1.0.0"
+        folder.mkdir(parents=True)
+        (folder / "dataset_info.json").write_text("{}")
+        source = detection_sources.from_tfds(name, data_dir=tmp_path)
+        assert list(source.splits) == expected and len(source.notes) == 3 - len(expected)
+
+
 def test_what_tensorflow_datasets_says_becomes_one_line(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 

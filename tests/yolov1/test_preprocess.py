@@ -66,7 +66,8 @@ def test_other_words_grids_and_sizes():
     cells = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) // 2 // 48
     assert len(np.unique(cells, axis=0)) == len(labels)
     for options, message in (({"size": 65}, "multiple of --grid"), ({"grid": 4}, "at least 20 pixels"),
-                             ({"words": ("hippopotamus",)}, "must fit into the picture")):
+                             ({"words": ("hippopotamus",)}, "must fit into the picture"),
+                             ({"words": ("\u00e9lan",)}, "others cannot be drawn, and '\u00e9lan' is not")):
         with pytest.raises(UserError, match=message):
             words.source(**options)
 
@@ -177,5 +178,7 @@ def test_commands_and_records_on_the_spot(tmp_path, monkeypatch):
     monkeypatch.setattr(words, "SPLITS", {"train": 3, "val": 2})
     assert preprocess.ensure_records("chat_rat") == pathlib.Path("tfrecords/chat_rat")
     assert records.read_manifest("tfrecords/chat_rat")["labels"] == ["chat", "rat"]
+    with pytest.raises(UserError, match="--dataset chat_rat is made up and takes no --source"):
+        preprocess.find("chat_rat", tmp_path)
     with pytest.raises(UserError, match="--dataset nothing_here"):
         preprocess.ensure_records("nothing_here")
