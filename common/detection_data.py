@@ -80,8 +80,8 @@ def build(name, source=None, folder=None, *, labels=None, shards=None, num_worke
     """
     folder = pathlib.Path(folder or records.default_folder(name, detection.KIND))
     if name == records.DEMO and (source or labels):
-        raise UserError(f"--dataset {name} is made up, of {', '.join(detection_demo.LABELS)}, and takes neither --source "
-                        "nor --labels. Give your own set another name.")
+        raise UserError(f"--dataset {name} is made up, of {', '.join(detection_demo.LABELS)}, and takes neither "
+                        "--source nor --labels. Give your own set another name.")
     found = find and find(name, source, labels)
     if not found and name == records.DEMO:
         found = detection_demo.source(seed=seed)
@@ -144,8 +144,8 @@ def build_or_find(flags, only_look, find=None):
     else:
         idle = [f"--{name}" for name in ("labels", "shards", "workers", "skip_bad") if flags[name].value]
         if idle:
-            print(f"note: {folder} is there already and is only looked at; without effect: {', '.join(idle)}. To build it "
-                  "again, give --source, or leave out what looks at it.")
+            print(f"note: {folder} is there already and is only looked at; without effect: {', '.join(idle)}. To build "
+                  "it again, give --source, or leave out what looks at it.")
     return folder
 
 

@@ -202,7 +202,8 @@ def main(args):
         print(f"{path}: {targets} of {objects} objects have a cell of their own")
     if flags.export_labels:
         counts = label_files.export(folder, flags.export_labels, flags.grid)
-        print(f"{flags.export_labels}: {counts['pictures']} pictures with their label files, {counts['objects']} objects")
+        print(f"{flags.export_labels}: {counts['pictures']} pictures with their label files, "
+              f"{counts['objects']} objects")
         for what, became in (("difficult", "like all others there"), ("crowds", "left out")):
             if counts[what]:
                 print(f"note: {counts[what]} {what}: the format has none, they are {became}.")

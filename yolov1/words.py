@@ -73,8 +73,8 @@ def source(*, name=NAME, seed=0, size=64, grid=2, words=tuple(LABELS), splits=No
                         f"{SMALLEST_CELL} pixels; {size} and {grid} came.")
     for word in words:
         if not (word.isascii() and word.isprintable() and word.strip()):
-            raise UserError(f"Words must be of letters from a to z, digits and ASCII signs, for others cannot be drawn, "
-                            f"and {word!r} is not. Give other --labels.")
+            raise UserError(f"Words must be of letters from a to z, digits and ASCII signs, for others cannot be "
+                            f"drawn, and {word!r} is not. Give other --labels.")
         if word_picture(word, size // grid).shape[1] > size:
             raise UserError(f"Words must fit into the picture of {size} pixels, and {word!r} does not. Give "
                             "shorter --labels, or a larger --image_size and --grid.")

@@ -23,7 +23,7 @@ def flags(**values):
 def test_the_demo_is_never_of_a_users_folder(tmp_path):
     """Whoever trains --demo afterwards would train on it."""
     for options in ({"source": tmp_path}, {"labels": ["cat"]}):
-        with pytest.raises(UserError, match="--dataset demo is made up, of disc, .*takes neither --source nor --labels"):
+        with pytest.raises(UserError, match="--dataset demo is made up, of disc, .*neither --source nor --labels"):
             detection_data.build("demo", folder=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
