@@ -15,10 +15,11 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from common import export, files
+from common import coco_values, export, files
 from common.errors import UserError
 
 PERSON = "person"
+ROUNDING = 1e-3  # by which a score may lie beyond 0 and 1
 FORMATS = ("detections.jsonl as yolov3.predict writes it, COCO's detection results, a list of {image_id, "
            "category_id, bbox, score}, or CSV with the columns file, left, top, right, bottom (and score, label, "
            "frame)")
@@ -41,8 +42,9 @@ class BoxesFile:
     - CSV with a line of column names: file, left, top, right, bottom, and score, label, frame if there are.
 
     A file is found by the path it had, or else by its name alone where that is no other's. Boxes of other classes
-    than `person`, and with scores that are not above the threshold, are left out; boxes without a class or a score
-    are kept. `unused`: names of the file that no frame has asked for. Raises UserError.
+    than `person` (in any case), and with scores that are not above the threshold, are left out; boxes without a class
+    or a score are kept. `unused`: names of the file that no frame has asked for; `unknown`: {source: frames} that the
+    file says nothing of. Raises UserError.
     """
 
     def __init__(self, path, person=PERSON, score_threshold=0.0):
@@ -52,18 +54,24 @@ class BoxesFile:
         self._labels = collections.Counter()
         self._used = set()
         self._takers = {}                             # name in the file -> the source that it stands for
+        self._largest = []                            # coordinate of every box, by its absolute value
+        self._every_frame = False                     # whether frames without persons stand in the file, too
+        self.unknown = collections.Counter()
         try:
             text = self.path.read_text("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--boxes must be a text file of boxes, and {path} cannot be read "
                             f"({files.reason(error)}). It may be {FORMATS}.") from None
         {"[": self._read_coco, "{": self._read_lines}.get(text.lstrip()[:1], self._read_csv)(text)
+        coco_values.refuse_fractions(self._largest, path, "boxes")
         self._names = collections.defaultdict(set)
         for name, _ in self._places:
             self._names[pathlib.PurePath(name).name].add(name)
 
     def __call__(self, frame):
         name = self._name_of(frame.source)
+        if name is None or self._every_frame and (name, frame.index) not in self._places:
+            self.unknown[frame.source] += 1
         if name is None:
             return []
         self._used.add(name)
@@ -81,9 +89,13 @@ class BoxesFile:
     def describe(self):
         """What the file holds, in words."""
         count = sum(len(persons) for persons in self._places.values())
-        others = sum(times for label, times in self._labels.items() if label != self.person)
-        more = f", {others} of other classes" if others else ""
+        others = {label: times for label, times in self._labels.items() if not self._is_person(label)}
+        names = ", ".join(sorted(others)[:5]) + (", ..." if len(others) > 5 else "")
+        more = f", {sum(others.values())} of other classes ({names})" if others else ""
         return f"{self.path}: {count} boxes of {self.person} above {self.score_threshold:g}{more}"
+
+    def _is_person(self, label):
+        return label.strip().lower() == self.person.strip().lower()
 
     def _name_of(self, source):
         """The name in the file that stands for a source; None if none does."""
@@ -97,6 +109,7 @@ class BoxesFile:
         return None
 
     def _read_lines(self, text):
+        self._every_frame = True
         for number, line in enumerate(text.splitlines(), 1):
             if not line.strip():
                 continue
@@ -106,6 +119,8 @@ class BoxesFile:
                 found = [(one["box_xyxy"], one.get("score"), one.get("label")) for one in entry["detections"]]
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise self._wrong(f"line {number}", error) from None
+            if (name, frame) in self._places:
+                raise self._wrong(f"line {number}", f"frame {frame} of {name} stands above already")
             self._places[name, frame]  # so that a picture without persons is known, too
             for box, score, label in found:
                 self._add(f"line {number}", name, frame, box, score, label)
@@ -118,12 +133,12 @@ class BoxesFile:
             raise self._wrong("its JSON", error) from None
         for number, entry in enumerate(entries):
             try:
-                name, (x, y, w, h) = str(entry["image_id"]), entry["bbox"]
+                name, (x, y, w, h) = _text(entry["image_id"]), entry["bbox"]
                 box = [x, y, x + w, y + h]
-                label = entry.get("category_id")
+                label = _text(entry.get("category_id"))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise self._wrong(f"entry {number}", error) from None
-            label = self.person if label is None or str(label) == category else str(label)
+            label = self.person if label == category else label
             self._add(f"entry {number}", name, 0, box, entry.get("score"), label)
 
     def _read_csv(self, text):
@@ -135,6 +150,8 @@ class BoxesFile:
         for line, row in rows:
             try:
                 name, frame = row["file"], int(row.get("frame") or 0)
+                if any(row.get(None) or ()):
+                    raise ValueError("more values than columns")
                 box = [float(row[side]) for side in ("left", "top", "right", "bottom")]
                 score = float(row["score"]) if row.get("score") else None
             except (ValueError, KeyError, TypeError) as error:
@@ -146,16 +163,27 @@ class BoxesFile:
         sound = all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers)
         if len(numbers) != 5 or not sound:
             raise self._wrong(where, f"box {box} and score {score} must be four finite numbers, and one")
+        if box[2] < box[0] or box[3] < box[1]:
+            raise self._wrong(where, f"box {box} must have its right edge behind the left one, its bottom below "
+                              "its top")
+        if score is not None and not -ROUNDING <= score <= 1 + ROUNDING:
+            raise self._wrong(where, f"score {score} must lie between 0 and 1")
+        self._largest.append(max(box, key=abs))
         persons = self._places[name, frame]
         label = self.person if label is None else str(label)
         self._labels[label] += 1
-        if label == self.person and (score is None or score > self.score_threshold):
+        if self._is_person(label) and (score is None or score > self.score_threshold):
             person = {"box_xyxy": [float(edge) for edge in box]}
             persons.append(person if score is None else {**person, "score": float(score)})
 
     def _wrong(self, where, error):
         reason = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else error
         return UserError(f"{self.path} must be {FORMATS}; {where} is not ({reason}). Mend or remove it.")
+
+
+def _text(value):
+    """The text of an id, 139 of 139.0; None of None."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else None if value is None else str(value)
 
 
 class Detector:
