@@ -29,6 +29,7 @@ DIRECTIONS = ("a2b", "b2a")
 KEYS = ("num_blocks", "filters", "upsample", "image_size", "labels")
 MULTIPLE, SMALLEST = 4, 8  # of sides that the generators take; less than 8 leaves nothing to mirror in the blocks
 
+MUCH_LARGER = 2  # times the side of the training pictures
 WHOLE = 2**20  # pixels of pictures that are not translated piece by piece: the whole takes about 1 GB then
 TILE = 256
 
@@ -175,9 +176,9 @@ def predict(arguments, translate, out, *, values=None, side_by_side=False, repor
     """Translates all sources and writes to `out`; says what cannot be read, and goes on.
 
     translate: of `make_translate`. values: what every JSON line has besides the names and the size. side_by_side:
-    the pictures that are written have what went in on their left. Returns {"images", "unreadable" (names),
-    "network_seconds", "seconds", "interrupted"}. Ctrl-C, which ends a camera, keeps what was translated until
-    then.
+    the pictures that are written have what went in on their left. Returns {"images", "largest" (longer side, pixels),
+    "unreadable" (names), "network_seconds", "seconds", "interrupted"}. Ctrl-C, which ends a camera, keeps what was
+    translated until then.
     """
     unreadable = []
 
@@ -185,7 +186,7 @@ def predict(arguments, translate, out, *, values=None, side_by_side=False, repor
         unreadable.append(name)
         report(f"unreadable: {name}: {reason}")
 
-    count, network_seconds, interrupted, start = 0, 0.0, False, time.perf_counter()
+    count, largest, network_seconds, interrupted, start = 0, 0, 0.0, False, time.perf_counter()
     with writer.Writer(out, "translations.jsonl", arguments) as written:
         try:
             for frame in media.frames(arguments, on_unreadable, on_white=True):
@@ -193,10 +194,24 @@ def predict(arguments, translate, out, *, values=None, side_by_side=False, repor
                 drawn = np.concatenate([frame.image, translated], axis=1) if side_by_side else translated
                 written.write(frame, drawn, values or {})
                 count, network_seconds = count + 1, network_seconds + seconds
+                largest = max(largest, *frame.image.shape[:2])
         except KeyboardInterrupt:
             interrupted = True
-    return {"images": count, "unreadable": unreadable, "network_seconds": network_seconds,
+    return {"images": count, "largest": largest, "unreadable": unreadable, "network_seconds": network_seconds,
             "seconds": time.perf_counter() - start, "interrupted": interrupted}
+
+
+def size_note(largest, size, trained):
+    """A sentence where a network got much larger pictures than it has learnt from, else None.
+
+    largest: longer side of the largest picture. size: as in `make_translate`. trained: side of the training pictures.
+    """
+    shown = min(largest, size or largest)
+    if shown <= MUCH_LARGER * trained:
+        return None
+    return (f"note: the network got up to {shown} pixels on the longer side, and has learnt from pictures of "
+            f"{trained} x {trained}: it knows its subjects in the size that they have there. --size {trained} shrinks "
+            "pictures for it.")
 
 
 def define_flags():
@@ -255,6 +270,9 @@ def main(args):
         print(f"{count} images from {source} to {target}, {count / result['network_seconds']:.2f} per second in "
               f"the network, {count / result['seconds']:.2f} all in; {len(unreadable)} unreadable")
         print(pathlib.Path(flags.out) / "translations.jsonl")
+        note = size_note(result["largest"], flags.size, config["image_size"])
+        if note:
+            print(note)
     if result["interrupted"]:
         raise KeyboardInterrupt
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -130,6 +131,7 @@ def test_files_lines_and_videos(translate, tmp_path):
     assert result["images"] == 4 and result["unreadable"] == [str(tmp_path / "cut.jpg")]
     assert "cut.jpg" in messages[0]
     assert 0 < result["network_seconds"] < result["seconds"] and not result["interrupted"]
+    assert result["largest"] == 52
     turned, flat, *clip = lines(tmp_path / "out")
     assert turned == {"file": str(tmp_path / "turned.jpg"), "frame": 0, "width": 36, "height": 52,
                       "drawn": "turned.png", "direction": "a2b"}
@@ -176,6 +178,14 @@ def test_folder_that_is_no_run(run, tmp_path):
             np.testing.assert_array_equal(found, expected)
 
 
+def test_pictures_that_are_much_larger_than_in_training_are_said():
+    for largest, size, expected in (
+            (64, 0, None), (65, 0, "up to 65 pixels on the longer side"), (4000, 32, None), (50, 400, None),
+            (4000, 128, "up to 128 pixels .* of 32 x 32: .* --size 32 shrinks")):
+        note = predict.size_note(largest, size, 32)
+        assert note is None if expected is None else re.search(expected, note)
+
+
 def test_flags_that_do_not_go_together():
     for given, words in (({}, "--run and --bundle"), ({"run": "r", "tile": 20}, "32 pixels at least; 20"),
                          ({"bundle": "b", "tile": 64}, "--tile goes with --run"),
@@ -196,6 +206,7 @@ def test_command(run, tmp_path):
     (line,) = lines(tmp_path / "out")
     assert (line["direction"], line["source"], line["target"]) == ("b2a", "zebra", "horse")
     assert "1 images from zebra to horse" in process.stdout and "per second" in process.stdout
+    assert "up to 70 pixels" in process.stdout
     assert "none.png: no such" in process.stderr
     found = cv2.imread(str(tmp_path / "out" / "photo.png"))[..., ::-1].astype(int)
     assert np.abs(found - by_keras(run[1]["b2a"], image)).max() <= 1
