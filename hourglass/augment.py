@@ -17,14 +17,14 @@ GAIN = (0.6, 1.4)            # of all channels (the authors' code draws it for e
 TINT = (0.9, 1.1)            # of each channel
 
 
-def draw_view(square, rng, size, *, rotation=ROTATION, shift=SHIFT):
+def draw_view(square, rng, size, *, rotation=ROTATION, shift=SHIFT, flips=True):
     """(`crops.to_picture` [2, 3] of a random view of a square (left, top, side), whether it is mirrored).
 
     It is turned by up to `rotation` degrees either way, zoomed, shifted by up to that share of its side in x and y,
-    and mirrored every other time.
+    and, if it `flips`, mirrored every other time.
     """
     zoom, degrees = rng.uniform(*ZOOM), rng.uniform(-rotation, rotation)
-    moved, flip = rng.uniform(-shift, shift, 2), bool(rng.random() < 0.5)
+    moved, flip = rng.uniform(-shift, shift, 2), bool(rng.random() < 0.5) and flips
     left, top, side = square
     center = np.array([left, top]) + side / 2 + moved * side * zoom
     side *= zoom

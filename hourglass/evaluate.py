@@ -21,7 +21,7 @@ from common.errors import UserError
 from common.metrics import keypoints
 from hourglass import crops, doctor, poses, preprocess, report
 from hourglass.postprocess import postprocess
-from hourglass.predict import load_run
+from hourglass.predict import load_run, require_mirrors
 
 STEPS = 50           # of a curve
 VIRTUAL = {"pelvis", "thorax"}  # joints of MPII that its own evaluation leaves out of the mean
@@ -355,6 +355,8 @@ def main(args):
     folder, split, limit = detection_evaluate.choose_records(flags, config, preprocess.command, preprocess.KIND)
     body = poses.body_of(folder)
     metric = choose_metric(body, flags.metric) if flags.metric else usable_metric(folder, split, body, limit)[0]
+    if flags.flip_test:
+        require_mirrors(body)
     predict = make_predict(model, strategy, body.pairs, flags.flip_test)
     dataset = batches(folder, split, strategy, config, batch_size=flags.batch_size, limit=limit)
     found = collect(predict, dataset, strategy)

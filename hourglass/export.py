@@ -106,8 +106,8 @@ def _checks(image_bytes, boxes_xyxy):
 
 def bundle_config(config, precision, flip_test):
     """config.json of a bundle: with the names of the joints, their pairs and the limbs."""
-    return {"article": "hourglass", **{key: config[key] for key in predict.KEYS}, "precision": precision,
-            "flip_test": flip_test}
+    return {"article": "hourglass", **{key: config[key] for key in predict.KEYS},
+            "unpaired": config.get("unpaired", []), "precision": precision, "flip_test": flip_test}
 
 
 def example_picture(config):
@@ -192,6 +192,8 @@ def export_bundle(model, config, out, *, precision="float32", flip_test=False, r
     model: built under the policy that `precision` stands for ("mixed_bfloat16" for bfloat16). reference: the same
     in float32, which the bundle must equal; default: model itself.
     """
+    if flip_test:
+        predict.require_mirrors(predict.body_of(config))
     kept = bundle_config(config, precision, flip_test)
 
     def check(folder):

@@ -52,7 +52,15 @@ def last_stack(model):
 
 def body_of(config):
     """The `poses.Body` of a config.json."""
-    return poses.Body(**{key: config[key] for key in ("labels", "pairs", "skeleton", "metric")})
+    keys = ("labels", "pairs", "skeleton", "metric", "unpaired")
+    return poses.Body(**{key: config[key] for key in keys if key in config})
+
+
+def require_mirrors(body):
+    """Raises UserError where a flip test would take a joint for its partner, because it is not known which that is."""
+    if not body.mirrors:
+        raise UserError(f"A flip test needs the partners of left and right joints, and {', '.join(body.unpaired)} "
+                        "have none. Leave --flip_test out, or build the records with --pairs and train on them.")
 
 
 # From a picture to crops, in the graph
@@ -157,6 +165,8 @@ def make_pose(infer, config, *, flip_test=None, batch_size=16):
     was exported whose config it is, else without.
     """
     flip_test = config.get("flip_test", False) if flip_test is None else flip_test
+    if flip_test:
+        require_mirrors(body_of(config))
     size, pairs, count = config["image_size"], config["pairs"], len(config["labels"])
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([None, 4], tf.float32)],
@@ -299,6 +309,8 @@ def main(args):
     if not images and not result["interrupted"]:
         raise UserError(f"None of the {len(unreadable)} sources could be read; their names stand above.")
     unused = persons_of.unused if flags.boxes else []
+    for source, frames in (persons_of.unknown if flags.boxes else {}).items():
+        print(f"{flags.boxes} says nothing of {source}" + f", {frames} frames" * (frames > 1), file=sys.stderr)
     if unused:
         print(f"{flags.boxes} has boxes of {len(unused)} files that were not looked at: "
               f"{', '.join(unused[:5])}{', ...' if len(unused) > 5 else ''}", file=sys.stderr)

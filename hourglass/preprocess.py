@@ -59,7 +59,7 @@ def training_dataset(folder, *, image_size, batch_size, seed, augmented=True, st
         # One call for the whole batch: OpenCV leaves Python's lock, and several batches are on their way.
         images, joints_xy, visible = tf.numpy_function(
             lambda *arrays: _training_crops(*arrays, seed=seed, size=image_size, pairs=body.pairs, augmented=augmented,
-                                            crop=crop, rotation=rotation),
+                                            crop=crop, rotation=rotation, flips=body.mirrors),
             [example[key] for key in ("image_bytes", *PLACE)] + [batch["epoch"], batch["index"]],
             (tf.uint8, tf.float32, tf.int32), stateful=False)
         images = tf.ensure_shape(images, [batch_size, image_size, image_size, 3])
@@ -73,7 +73,7 @@ def training_dataset(folder, *, image_size, batch_size, seed, augmented=True, st
 
 
 def _training_crops(image_bytes, joints, visible, center, scale, width, height, epoch, index, *, seed, size, pairs,
-                    augmented, crop, rotation):
+                    augmented, crop, rotation, flips):
     """(crops uint8 [B, S, S, 3], joints float32 [B, K, 2] in pixels of them, visible int32 [B, K])."""
     images = np.empty([len(image_bytes), size, size, 3], np.uint8)
     joints, visible = joints.copy(), visible.copy()
@@ -82,7 +82,7 @@ def _training_crops(image_bytes, joints, visible, center, scale, width, height, 
         rng = np.random.default_rng([seed, epoch[i], index[i]]) if augmented else None
         images[i], joints[i], visible[i] = training_crop(
             data, square, joints[i], visible[i], rng, size, pairs, rotation=rotation,
-            shift=augment.SHIFT if crop == "article" else 0.0)
+            shift=augment.SHIFT if crop == "article" else 0.0, flips=flips)
     return images, joints, visible
 
 
@@ -162,7 +162,7 @@ def visualize(folder, split, path, *, image_size, sigma=1.0, seed=0, count=12):
         for crop, rng in (("center", None), ("article", np.random.default_rng([seed, 0, item["index"].numpy()]))):
             square = crops.square_of(crop, *(example[key] for key in PLACE))
             views.append(training_crop(example["image_bytes"], square, example["joints"], example["visible"], rng,
-                                       image_size, body.pairs))
+                                       image_size, body.pairs, flips=body.mirrors))
         for image, joints_xy, visible in views:
             targets = encode_targets(joints_xy[None], visible[None], image_size, sigma=sigma)["heatmaps"]
             found, scores = (array[0].numpy() for array in heatmaps.peaks(targets))

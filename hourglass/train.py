@@ -214,10 +214,10 @@ def make_optimizer(config, total_steps):
     return optimizers.in_precision(optimizer, config["precision"])
 
 
-def make_config(values, manifest):
-    """config.json of a new run: DEFAULTS, then `values`, then what the records say about the body."""
+def make_config(values, body):
+    """config.json of a new run: DEFAULTS, then `values`, then what is needed of the records' `poses.Body`."""
     config = {**DEFAULTS, **values, "article": "hourglass"}
-    config |= {key: manifest[key] for key in ("labels", "pairs", "skeleton", "metric")}
+    config |= {key: getattr(body, key) for key in ("labels", "pairs", "skeleton", "metric", "unpaired")}
     side = STRIDE * 2 ** config["order"]
     if config["image_size"] % side:
         raise UserError(f"--image_size must be a multiple of {side}, 4 times 2 for each --order; "
@@ -271,8 +271,7 @@ def main(args):
         values = {**DEMO, **values}
     strategy = training.make_strategy()
     folder = preprocess.ensure_records(name)
-    poses.body_of(folder)  # refuses records of another kind
-    config = make_config({**values, "tfrecords": str(folder)}, records.read_manifest(folder))
+    config = make_config({**values, "tfrecords": str(folder)}, poses.body_of(folder))
     run_folder = pathlib.Path(flags.run or pathlib.Path("runs") / "hourglass" / pathlib.Path(name).name)
     train(run_folder, config, strategy)
     pictures = sorted((run_folder / "samples").glob("epoch_*.png"))

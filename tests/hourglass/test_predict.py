@@ -16,6 +16,7 @@ import tensorflow as tf
 from common import checkpoints, export, media, runtime
 from common.errors import UserError
 from hourglass import crops, people, poses, predict
+from hourglass import export as hourglass_export
 from tests.common.test_export import randomize
 from tests.common.test_media import with_orientation
 from tests.hourglass import dots
@@ -153,6 +154,17 @@ def test_joints_come_back_to_the_pixels_of_the_picture(dots_infer, flip_test):
     assert scores.min() > 0.2
     for index, box in enumerate(boxes):  # another batch
         np.testing.assert_allclose(pose(image, [box])[0][0], joints_xy[index], atol=1e-3)
+
+
+def test_no_flip_test_where_a_partner_is_not_known(dots_infer):
+    """A mirrored picture would show the right knee where the left one is, and no name says which joint that is."""
+    config = {**dots.CONFIG, "unpaired": ["left_knee"]}
+    predict.make_pose(dots_infer, config)
+    for values, flip_test in ((config, True), ({**config, "flip_test": True}, None)):
+        with pytest.raises(UserError, match="A flip test needs the partners .* and left_knee have none"):
+            predict.make_pose(dots_infer, values, flip_test=flip_test)
+    with pytest.raises(UserError, match="A flip test needs the partners"):
+        hourglass_export.export_bundle(None, config, "nowhere", flip_test=True)
 
 
 def test_flip_test_of_a_bundle_is_its_own(dots_infer):

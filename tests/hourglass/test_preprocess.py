@@ -1,8 +1,10 @@
 """Crops and targets of the hourglass: hand-worked geometry, painted joints that must follow, batches that
 resume."""
 
+import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -144,6 +146,7 @@ def test_joints_follow_the_pixels(monkeypatch):
                 seen += 1
                 assert image[int(y), int(x), 0] == pytest.approx(100 + 8 * (order[k] if flip else k), abs=2)
     assert flips == {True, False} and seen > 250
+    assert not any(augment.draw_view(square, np.random.default_rng(seed), 256, flips=False)[1] for seed in range(20))
 
 
 @pytest.mark.parametrize("rotation, shift", [(30, 0.05), (180, 0.0), (0, 0.2)])
@@ -213,6 +216,26 @@ def test_training_batches(small):
     assert sorted(image.sum() for image in few[0][0]) != sorted(image.sum() for image in few[1][0])
     spec = preprocess.training_dataset(small, image_size=64, batch_size=4, seed=0).element_spec
     assert spec[0].shape == (4, 64, 64, 3) and spec[1]["heatmaps"].shape == (4, 16, 16, 16)
+
+
+def test_nothing_is_mirrored_where_a_partner_is_not_known(small, tmp_path):
+    """As with all partners known, but that those who were mirrored are not."""
+    folder = tmp_path / "alone"
+    shutil.copytree(small, folder)
+    manifest = json.loads((folder / records.MANIFEST).read_text())
+    (folder / records.MANIFEST).write_text(json.dumps({**manifest, "unpaired": ["left_knee"]}))
+
+    def crops_of(folder):
+        return [pair for images, targets in batches(folder, 3)
+                for pair in zip(images, heatmaps.peaks(targets["heatmaps"])[0])]
+
+    same_way = []
+    for (image, joints), (other, joints_of_other) in zip(crops_of(small), crops_of(folder), strict=True):
+        same_way.append(np.abs(image - other).mean() < 1e-6)
+        mirrored = image if same_way[-1] else image[:, ::-1]
+        assert np.abs(mirrored - other).mean() < 0.01        # OpenCV's weights are multiples of 1/32
+        assert np.array_equal(joints, joints_of_other) == same_way[-1]
+    assert 2 < sum(same_way) < 10
 
 
 @pytest.mark.parametrize("crop", crops.CROPS)
