@@ -1,13 +1,13 @@
 """Darknet weight files to run folders, and run folders to Darknet weight files.
 
     python -m yolov3.convert --weights yolov3.weights --labels coco.names --run runs/yolov3/coco
-    python -m yolov3.convert --run runs/yolov3/coco --out yolov3.weights
+    python -m yolov3.convert --run runs/yolov3/coco --out yolov3.weights        writes yolov3.cfg beside it
 
 A weight file is a header (int32 major, minor, revision; then the number of pictures seen, int64 from version
 0.2 on, int32 before) and float32 values, little-endian, in the order of the convolutions in the cfg file. One
 with batch normalisation has beta, gamma, moving mean, moving variance, kernel; one without has bias, kernel.
 Kernels are [out, in, height, width]. The file names neither its network nor its number of classes: its length
-gives them away.
+gives them away. It does not name its anchors either: see `darknet_cfg.find_anchors`.
 """
 
 import itertools
@@ -15,13 +15,15 @@ import math
 import pathlib
 import re
 import struct
+import sys
 from typing import NamedTuple
 
 import numpy as np
 from absl import flags
 
-from common import cli, files, runtime, transfers
+from common import cli, files, run_folder, runtime, transfers
 from common.errors import UserError
+from yolov3 import darknet_cfg
 from yolov3 import model as models
 
 FLAGS = flags.FLAGS
@@ -166,31 +168,73 @@ def build(config):
 
 
 def read_run(folder, which="best"):
-    """(model, config) of a run folder. Raises UserError."""
+    """(model, config) of a run folder. Raises UserError.
+
+    Says so where it was converted with anchors that the published weights of its network were not trained with.
+    """
     keys = ("model", "width", "image_size", "labels", "anchors")
-    return runtime.read_run(folder, which, article="yolov3", keys=keys, build=build)
+    model, config = runtime.read_run(folder, which, article="yolov3", keys=keys, build=build)
+    before = "darknet" in config and "anchors_from" not in config
+    if before and config["model"] == "tiny" and np.array_equal(config["anchors"], models.TINY_ANCHORS):
+        print(f"note: {folder} was converted with the anchors {darknet_cfg.text_of(config['anchors'])}; the published "
+              "yolov3-tiny.weights have others. If it is of that file, convert it again.", file=sys.stderr)
+    return model, config
 
 
-def from_darknet(weights, labels, name=None, *, width=1.0, num_anchors=3):
-    """(model, Header, name) of a weight file of the whole network. Raises UserError.
+def from_darknet(weights, labels, name=None, *, width=1.0, anchors=None, cfg=None, image_size=None):
+    """(model, config) of a weight file of the whole network, config as in config.json. Raises UserError.
 
     labels: class names; their number must be the file's. name: a key of `model.MODELS`, by default the
-    network that the length of the file fits.
+    network of the cfg, or the one that the length of the file fits. anchors: text of the command line, see
+    `darknet_cfg.find_anchors`; which were taken is said on stderr. cfg: path of the cfg file, or None; it has the side
+    of the network input, too, if image_size does not say it (default 416).
     """
+    cfg = darknet_cfg.read(cfg) if cfg else None
+    if cfg and name not in (None, cfg.model):
+        raise UserError(f"--cfg is of {cfg.model}, and --model {name} came. Leave --model out.")
+    if cfg and cfg.num_classes != len(labels):
+        raise UserError(f"--cfg has {cfg.num_classes} classes, and {len(labels)} labels came. Give --labels with one name "
+                        "per line, in the order of training.")
+    name, width = (cfg.model, cfg.width) if cfg else (name, width)
     header, values = read_darknet(weights)
-    fits = identify(len(values)) if width == 1 and num_anchors == 3 else []
+    fits = identify(len(values)) if width == 1 else []
     if name is None:
         if not fits:
             found = len(header.pack()) + 4 * len(values)
             raise UserError(f"{weights} has {found:,} bytes. {_say_fits(len(values))} Say with "
-                            "--model what it should be.")
+                            "--model what it should be, or give its --cfg.")
         name = fits[0][0]
+    asked = None if anchors is None else parse_anchors(anchors, name)
+    found, source = darknet_cfg.find_anchors(weights, name, asked=asked, cfg=cfg)
+    num_anchors = np.shape(found)[1]
     for fit, num_classes in fits:
-        if fit == name and num_classes != len(labels):
+        if (fit, num_anchors) == (name, 3) and num_classes != len(labels):
             raise UserError(f"{weights} is {name} with {num_classes} classes; {len(labels)} labels came. "
                             "Give --labels with one name per line, in the order of training.")
     model = models.MODELS[name](len(labels), num_anchors, width)
-    return model, load_darknet(model, weights), name
+    header = load_darknet(model, weights)
+    print(darknet_cfg.say(weights, found, source), file=sys.stderr)
+    return model, {
+        "article": "yolov3", "model": name, "width": width, "image_size": image_size or (cfg.image_size if cfg else 416),
+        "labels": labels, "anchors": np.asarray(found).tolist(), "anchors_from": source, "precision": "float32",
+        "darknet": list(header)}
+
+
+def anchors_of(weights, name, cfg=None):
+    """(anchors [scales, A, 2] that weights for `train --weights` were trained with, where they come from in words).
+
+    weights: another run folder, or a Darknet file, if it is of the network `name` or of its backbone. Raises UserError.
+    """
+    if pathlib.Path(weights).is_dir():
+        config = run_folder.read_config(weights)
+        if len(config.get("anchors", ())) != len(models.STRIDES[name]):
+            raise UserError(f"{weights} must be a run of {name}, to start from it with its anchors, and is one of "
+                            f"{config.get('model')}. Give the same --model, or --transfer backbone.")
+        return config["anchors"], f"of {weights}"
+    cfg = darknet_cfg.read(cfg) if cfg else None
+    if cfg and cfg.model != name:
+        raise UserError(f"--cfg is of {cfg.model}, and --model is {name}. Give --model {cfg.model}.")
+    return darknet_cfg.find_anchors(weights, name, cfg=cfg)
 
 
 def parse_anchors(text, name):
@@ -203,18 +247,29 @@ def parse_anchors(text, name):
     if numbers.size == 0 or numbers.size % (2 * num_scales) or not (numbers > 0).all():
         raise UserError("--anchors must be positive widths and heights with commas or blanks between them, "
                         f"the same number for each of the {num_scales} scales of {name}; {text!r} came.")
-    return numbers.reshape(num_scales, -1, 2)
+    anchors = numbers.reshape(num_scales, -1, 2)
+    darknet_cfg.require_rising(anchors)
+    return anchors
+
+
+def define_anchor_flags():
+    """`--anchors` and `--cfg` of the weight file that `--weights` names."""
+    flags.DEFINE_string("anchors", None, 'Anchors that --weights was trained with, "10,13, 16,30, ...", the smallest '
+                        "stride first; default: see --cfg.")
+    flags.DEFINE_string("cfg", None, "Darknet's cfg file of --weights: network, anchors, side and number of classes. "
+                        "Without it, the anchors of the published files, or the network's own.")
 
 
 def define_flags():
     cli.define_run_flag()
     flags.DEFINE_string("weights", None, "Darknet weight file to read; --run is then the run folder to make.")
-    flags.DEFINE_string("out", None, "Darknet weight file to write from --run.")
+    flags.DEFINE_string("out", None, "Darknet weight file to write from --run; its cfg file is written beside it.")
     flags.DEFINE_enum("model", None, list(models.MODELS), "Network; default: what the file's length fits.")
     flags.DEFINE_string("labels", None, "Text file with one class name per line, in the order of training.")
-    flags.DEFINE_integer("image_size", 416, "Side of the network input, a multiple of 32.", lower_bound=32)
+    flags.DEFINE_integer("image_size", None, "Side of the network input, a multiple of 32; default: that of --cfg, or "
+                         "416.", lower_bound=32)
     flags.DEFINE_float("width", 1.0, "Multiplies the filters of all layers; needs --model.", lower_bound=0.05)
-    flags.DEFINE_string("anchors", None, "As in the cfg file, 10,13, 16,30, ...; default: the network's.")
+    define_anchor_flags()
     flags.DEFINE_enum("which", "best", ["best", "last"], "Weights of the best or of the last epoch (--out).")
 
 
@@ -226,25 +281,23 @@ def main(args):
         model, config = read_run(FLAGS.run, FLAGS.which)
         header = Header(*config["darknet"]) if "darknet" in config else Header()
         save_darknet(model, FLAGS.out, header)
-        print(f"{FLAGS.out}: {config['model']} with {len(config['labels'])} classes")
+        cfg = pathlib.Path(FLAGS.out).with_suffix(".cfg")
+        num_classes = len(config["labels"])
+        files.write_text(cfg, darknet_cfg.text(model, config["anchors"], config["image_size"], num_classes))
+        print(f"{FLAGS.out} and {cfg}: {config['model']} with {num_classes} classes")
         return
 
-    if FLAGS.image_size % 32:
+    if FLAGS.image_size and FLAGS.image_size % 32:
         raise UserError(f"--image_size must be a multiple of 32; {FLAGS.image_size} came.")
     if not FLAGS.labels:
         raise UserError("--weights needs --labels, a text file with one class name per line.")
     labels = transfers.read_labels(FLAGS.labels)
-    if FLAGS.anchors and not FLAGS.model:
+    if FLAGS.anchors and not (FLAGS.model or FLAGS.cfg):
         raise UserError("--anchors needs --model.")
-    anchors = parse_anchors(FLAGS.anchors, FLAGS.model) if FLAGS.anchors else None
-    model, header, name = from_darknet(FLAGS.weights, labels, FLAGS.model, width=FLAGS.width,
-                                       num_anchors=3 if anchors is None else anchors.shape[1])
-    if anchors is None:
-        anchors = models.TINY_ANCHORS if name == "tiny" else models.ANCHORS
-    transfers.write_run(FLAGS.run, model, {
-        "article": "yolov3", "model": name, "width": FLAGS.width, "image_size": FLAGS.image_size,
-        "labels": labels, "anchors": anchors.tolist(), "precision": "float32", "darknet": list(header)})
-    print(f"{FLAGS.run}: {name} with {len(labels)} classes")
+    model, config = from_darknet(FLAGS.weights, labels, FLAGS.model, width=FLAGS.width, anchors=FLAGS.anchors,
+                                 cfg=FLAGS.cfg, image_size=FLAGS.image_size)
+    transfers.write_run(FLAGS.run, model, config)
+    print(f"{FLAGS.run}: {config['model']} with {len(labels)} classes")
     print(f"next: python -m yolov3.predict --run {FLAGS.run} photo.jpg")
 
 

@@ -65,7 +65,8 @@ def find_anchors(parts, num_scales, num_anchors, image_size, *, seed=0):
         found = anchor_boxes.kmeans(network_sizes(parts, image_size), num_scales, num_anchors, seed=seed)
     except ValueError as error:
         raise UserError(f"The boxes are too few or too alike: {error}. Keep the default anchors.") from error
-    return np.maximum(np.rint(found), 1)
+    found = np.maximum(np.rint(found), 1).reshape(-1, 2)  # rounding may change the order of areas that are alike
+    return found[np.argsort(found.prod(axis=1), kind="stable")].reshape(num_scales, num_anchors, 2)
 
 
 def compare_anchors(parts, old, new, image_size):
@@ -77,8 +78,3 @@ def compare_anchors(parts, old, new, image_size):
         recall = anchor_boxes.best_possible_recall(sizes, anchors)
         lines.append(f"  {name:<38} {iou:.3f}      {recall:.1%}")
     return "\n".join(lines)
-
-
-def anchors_text(anchors):
-    """Anchors as train.py's --anchors takes them: "10,13 16,30 ..."."""
-    return " ".join(f"{width:g},{height:g}" for width, height in np.reshape(anchors, [-1, 2]))

@@ -10,7 +10,7 @@ from common import boxes, cli, detection_predict, runtime, transfers
 from common.errors import UserError
 from yolov3 import convert
 from yolov3.convert import build
-from yolov3.model import ANCHORS, MODELS, TINY_ANCHORS
+from yolov3.model import MODELS
 from yolov3.postprocess import postprocess
 
 GEOMETRY = boxes.LETTERBOX
@@ -25,16 +25,16 @@ def load_run(folder, which="best", precision="float32"):
         return convert.read_run(folder, which)
 
 
-def load_darknet(weights, labels, name=None, image_size=416, precision="float32"):
-    """(model, config) of a Darknet weight file and a text file of class names. Raises UserError."""
+def load_darknet(weights, labels, name=None, *, image_size=None, precision="float32", **options):
+    """(model, config) of a Darknet weight file and a text file of class names. Raises UserError.
+
+    options: anchors and cfg, of `convert.from_darknet`.
+    """
     if not labels:
         raise UserError("--weights needs --labels, a text file with one class name per line (coco.names).")
     labels = transfers.read_labels(labels)
     with runtime.dtype_policy(precision):
-        model, _, name = convert.from_darknet(weights, labels, name)
-    anchors = TINY_ANCHORS if name == "tiny" else ANCHORS
-    config = {"article": "yolov3", "model": name, "width": 1.0, "image_size": image_size, "labels": labels}
-    return model, {**config, "anchors": anchors.tolist()}
+        return convert.from_darknet(weights, labels, name, image_size=image_size, **options)
 
 
 def finder(config, **options):
@@ -63,8 +63,9 @@ def define_flags():
     flags.DEFINE_string("weights", None, "Darknet weight file, instead of --run; needs --labels.")
     flags.DEFINE_string("labels", None, "Text file with one class name per line, for --weights.")
     flags.DEFINE_enum("model", None, list(MODELS), "Network of --weights; default: the one its length fits.")
+    convert.define_anchor_flags()
     flags.DEFINE_integer("image_size", None, "Side of the network input, a multiple of 32; default: the "
-                         "run's, or 416.", lower_bound=32)
+                         "run's, that of --cfg, or 416.", lower_bound=32)
 
 
 def load_network(flags):
@@ -73,6 +74,8 @@ def load_network(flags):
     size = flags.image_size
     if size and size % 32:
         raise UserError(f"--image_size must be a multiple of 32; {size} came.")
+    if (flags.anchors or flags.cfg) and not flags.weights:
+        raise UserError("--anchors and --cfg are of --weights; a run and a bundle have their own. Leave them out.")
     if flags.bundle:
         if size:
             raise UserError("--image_size is fixed in a bundle; leave it out, or give --run.")
@@ -82,7 +85,8 @@ def load_network(flags):
         model, config = load_run(flags.run, flags.which, precision)
         config = {**config, "image_size": size or config["image_size"]}
     else:
-        model, config = load_darknet(flags.weights, flags.labels, flags.model, size or 416, precision)
+        model, config = load_darknet(flags.weights, flags.labels, flags.model, image_size=size, precision=precision,
+                                     anchors=flags.anchors, cfg=flags.cfg)
     return runtime.network(model, config["image_size"], flags.runtime), config
 
 

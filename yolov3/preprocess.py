@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from common import boxes, cli, decoding, detection, detection_data, detection_doctor, drawing, records
 from common.errors import UserError
-from yolov3 import augment, doctor
+from yolov3 import augment, darknet_cfg, doctor
 from yolov3.model import DEFAULT_ANCHORS, STRIDES
 
 KIND = detection.KIND        # of records
@@ -232,7 +232,7 @@ def look(folder, flags):
         print(doctor.compare_anchors(parts, anchors, found, flags.image_size))
         name = shlex.quote(flags.out or flags.dataset)
         print(f"python -m yolov3.train --tfrecords {name} --model {flags.model} --image_size "
-              f'{flags.image_size} --anchors "{doctor.anchors_text(found)}"')
+              f'{flags.image_size} --anchors "{darknet_cfg.text_of(found)}"')
     if flags.visualize:
         path = folder / "targets.png"
         split, labels = detection_data.split_to_draw(folder)

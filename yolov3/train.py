@@ -8,13 +8,14 @@ Article: "you finally have a chance to run python train.py". What happens in a s
 """
 
 import pathlib
+import sys
 
 import numpy as np
 import tensorflow as tf
 
 from common import cli, detection_evaluate, drawing, optimizers, records, training
 from common.errors import UserError
-from yolov3 import convert, evaluate, preprocess
+from yolov3 import convert, darknet_cfg, evaluate, preprocess
 from yolov3.loss import LOSSES
 from yolov3.model import DEFAULT_ANCHORS, MODELS, STRIDES
 
@@ -23,8 +24,8 @@ DEFAULTS = {
     "model": "yolov3", "width": 1.0, "image_size": 416, "anchors": None, "loss": "article",
     "batch_size": 16, "epochs": 100, "optimizer": "adam", "learning_rate": 1e-3, "schedule": "cosine",
     "warmup_steps": 1000, "weight_decay": None, "clip_norm": 10.0, "ema": 0.0, "multi_scale": False, "augment": None,
-    "weights": None, "transfer": "all_but_classes", "freeze_backbone": False, "precision": "float32", "seed": 0,
-    "limit": 0, "eval_every": 1, "checkpoint_every": 1000,
+    "weights": None, "cfg": None, "transfer": "all_but_classes", "freeze_backbone": False, "precision": "float32",
+    "seed": 0, "limit": 0, "eval_every": 1, "checkpoint_every": 1000,
 }
 
 # Darknet's for SGD. AdamW takes rate * decay of a kernel in each step: over a VOC training of 15,600 steps at 5e-4 on
@@ -121,7 +122,9 @@ def train(run_folder, config, strategy):
         model, optimizer, strategy, loss=LOSSES[config["loss"]], anchors=anchors, clip_norm=config["clip_norm"],
         image_size=None if config["multi_scale"] else image_size, global_batch_size=config["batch_size"],
         ema=ema, ema_decay=config["ema"])
-    detect = evaluate.make_detect(model, strategy, anchors=anchors, image_size=image_size)
+    detect = evaluate.make_detect(
+        model, strategy, anchors=anchors, image_size=image_size,
+        max_detections=detection_evaluate.most_detections(folder, validated(config), evaluate.MAX_DETECTIONS))
     batches = iter(training_batches(folder, config, strategy, start_step=step))
     metrics = {}
     with training.worker_errors(), training.Log(run, total_steps, step, ADVICE) as log, training.Signals() as signals:
@@ -166,12 +169,17 @@ def training_batches(folder, config, strategy, start_step):
     return training.distribute(strategy, make_dataset, config["batch_size"])
 
 
+def validated(config):
+    """The split that is validated."""
+    return "train" if config["limit"] else "val"
+
+
 def validate(detect, folder, config, strategy):
     """({"map50": VOC10 mAP at IoU 0.5, "coco_ap": COCO AP}, picture grid uint8) of the validation split.
 
     With `limit`, of the training pictures themselves: a model must be able to overfit a few pictures (article).
     """
-    split = "train" if config["limit"] else "val"
+    split = validated(config)
     batches = evaluate.batches(folder, split, strategy, image_size=config["image_size"],
                                batch_size=config["batch_size"], limit=config["limit"])
     return detection_evaluate.validate(detect, batches, strategy, folder=folder, split=split, labels=config["labels"])
@@ -205,6 +213,29 @@ def load_start(model, config):
                              skip_heads=config["transfer"] == "all_but_classes")
 
 
+def choose_anchors(config, kept=None):
+    """{"anchors": those of the command line, of the run that goes on (kept) or of the weights to start from}, or {}.
+
+    The weights' own are taken, and said, unless only their backbone is: the rest was trained with them.
+    """
+    asked = config["anchors"]
+    if isinstance(asked, str):
+        asked = convert.parse_anchors(asked, config["model"]).tolist()
+    if asked is None and kept:
+        asked = kept
+    anchors = {} if asked is None else {"anchors": asked}
+    if not config["weights"] or config["transfer"] == "backbone" or kept:
+        return anchors
+    theirs, source = convert.anchors_of(config["weights"], config["model"], config["cfg"])
+    if asked is None:
+        print(f"anchors: {darknet_cfg.text_of(theirs)} ({source})", file=sys.stderr)
+        return {"anchors": np.asarray(theirs).tolist()}
+    if not np.array_equal(theirs, asked):
+        print(f"note: the anchors of {config['weights']} are {darknet_cfg.text_of(theirs)} ({source}); --anchors says "
+              "others, which are taken.", file=sys.stderr)
+    return anchors
+
+
 def freeze_backbone(model):
     """Keeps the weights and the statistics of the convolutions before the first neck as they are."""
     for layers in convert.convolutions(model)[:convert.num_backbone(model)]:
@@ -223,6 +254,7 @@ def make_config(values, manifest):
     if np.shape(config["anchors"])[0] != len(strides):
         raise UserError(f"--anchors must have {len(strides)} groups, one for each of the strides {strides} of "
                         f"{config['model']}, smallest first; {len(config['anchors'])} came.")
+    darknet_cfg.require_rising(config["anchors"])
     if config["image_size"] % 32:
         raise UserError(f"--image_size must be a multiple of 32; {config['image_size']} came.")
     return config
@@ -237,11 +269,12 @@ def define_flags():
     flags.DEFINE_integer("image_size", DEFAULTS["image_size"], "Side of the network input, a multiple of 32.",
                          lower_bound=32)
     flags.DEFINE_string("anchors", None, 'Anchors as preprocess --kmeans prints them: "10,13 16,30 33,23 ...", small '
-                        "to large, in pixels of the network input.")
+                        "to large, in pixels of the network input; default: those of --weights, or the network's.")
     flags.DEFINE_enum("loss", DEFAULTS["loss"], list(LOSSES), "The article's loss, or Darknet's.")
     flags.DEFINE_bool("multi_scale", DEFAULTS["multi_scale"], "Draw the input size anew every ten batches.")
     flags.DEFINE_bool("augment", DEFAULTS["augment"], "Augment the training pictures; default: not with --limit.")
     flags.DEFINE_string("weights", None, "Start from a Darknet weight file, or from another run folder.")
+    flags.DEFINE_string("cfg", None, "Darknet's cfg file of --weights, which says their anchors.")
     flags.DEFINE_enum("transfer", DEFAULTS["transfer"], ["backbone", "all_but_classes", "all"],
                       "What to take from --weights.")
     flags.DEFINE_bool("freeze_backbone", DEFAULTS["freeze_backbone"], "Do not train the layers before the necks.")
@@ -265,10 +298,11 @@ def main(args):
     values = {key: flags[key].value for key in DEFAULTS if not flags[key].using_default_value}
     if flags.demo:
         values = {**DEMO, **values}
-    if flags.anchors:
-        values["anchors"] = convert.parse_anchors(flags.anchors, {**DEFAULTS, **values}["model"])
+    if flags.cfg and not flags.weights:
+        raise UserError("--cfg is of the Darknet file that --weights names; --weights is missing.")
     run_folder = pathlib.Path(flags.run or pathlib.Path("runs") / "yolov3" / pathlib.Path(name).name)
-    values = {**training.kept_values(run_folder, ["weight_decay"]), **values}
+    kept = training.kept_values(run_folder, ["weight_decay", "anchors"])
+    values = {**kept, **values, **choose_anchors({**DEFAULTS, **values}, kept.get("anchors"))}
     strategy = training.make_strategy()
     folder = preprocess.ensure_records(name)
     config = make_config({**values, "tfrecords": str(folder)}, records.read_manifest(folder))

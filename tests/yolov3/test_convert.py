@@ -9,8 +9,8 @@ from absl.testing import flagsaver
 
 from common.errors import UserError
 from tests.yolov3 import darknet_oracle
-from yolov3 import convert
-from yolov3.model import MODELS
+from yolov3 import convert, darknet_cfg
+from yolov3.model import MODELS, TINY_ANCHORS
 
 WIDTH = 0.25  # filters from 8 to 256: everything but the speed is as at full width
 
@@ -21,7 +21,7 @@ def flags():
     if not convert.FLAGS.is_parsed():
         convert.FLAGS(["convert"])
     yield
-    for name in ("run", "weights", "out", "model", "labels", "image_size", "width", "anchors", "which"):
+    for name in ("run", "weights", "out", "model", "labels", "image_size", "width", "anchors", "cfg", "which"):
         delattr(convert.FLAGS, name)
 
 
@@ -190,6 +190,21 @@ def test_run_folder_there_and_back(weights, tmp_path, capsys):
     with flagsaver.flagsaver(run=str(run), out=str(out)):
         convert.main([])
     assert out.read_bytes() == weights("tiny", 7).read_bytes()
+    cfg = darknet_cfg.read(out.with_suffix(".cfg"))
+    assert cfg.anchors.tolist() == config["anchors"] and (cfg.num_classes, cfg.image_size) == (7, 320)
+    # That cfg says everything but the names.
+    again = {**dict.fromkeys(("model", "anchors", "image_size", "out")), "width": 1.0, "weights": str(out),
+             "run": str(tmp_path / "again"), "labels": arguments["labels"], "cfg": str(out.with_suffix(".cfg"))}
+    with flagsaver.flagsaver(**again):
+        convert.main([])
+    other = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert {**other, "anchors_from": config["anchors_from"]} == config and other["anchors_from"] == "--cfg"
+    old = {key: value for key, value in config.items() if key != "anchors_from"}
+    (run / "config.json").write_text(json.dumps({**old, "anchors": TINY_ANCHORS.tolist()}))
+    capsys.readouterr()
+    convert.read_run(run)
+    assert "convert it again" in capsys.readouterr().err
+    (run / "config.json").write_text(json.dumps(config))
 
     # Another run as a start.
     whole = MODELS["tiny"](7, width=WIDTH)

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from common import detection, detection_data, detection_demo, detection_doctor, records, training
 from common.errors import UserError
-from yolov3 import doctor, preprocess
+from yolov3 import darknet_cfg, doctor, preprocess
 from yolov3 import model as models
 
 STRIDES = (8, 16, 32)
@@ -374,7 +374,7 @@ def test_doctor_counts_lost_objects(tmp_path):
     assert "train: 1 of 5 objects (20.00%) fall on the cell and anchor of another" in text
     with pytest.raises(UserError, match="too few or too alike"):
         doctor.find_anchors(contents.values(), 3, 3, 416)
-    assert doctor.anchors_text(np.array([[[10, 13], [16, 30]]], np.float32)) == "10,13 16,30"
+    assert darknet_cfg.text_of(np.array([[[10, 13], [16, 30]]], np.float32)) == "10,13 16,30"
 
 
 def write_voc(root, boxes_of_splits):
