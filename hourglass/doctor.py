@@ -20,6 +20,8 @@ from common import decoding, records
 from common.errors import UserError
 from hourglass import crops, poses
 
+HIGH = 8            # times the scale, where a body is 200: how far centres may lie from the middles of the joints
+SMALL, LARGE = 0.4, 1.5  # of the height that the scale says: what a body's joints span, at least and at most
 COINCIDE = 0.02     # of the body's height (200 * scale pixels): closer than that left and right are on one spot
 
 
@@ -35,6 +37,7 @@ class Contents(NamedTuple):
     center: np.ndarray           # [P, 2]
     scale: np.ndarray            # [P]
     head_size: np.ndarray        # [P]
+    area: np.ndarray             # [P]
 
 
 class Findings(NamedTuple):
@@ -60,7 +63,7 @@ def examine(folder, *, progress=False):
             contents[split] = read(folder, split, len(body.labels), progress=progress)
             for what, names in find_problems(contents[split]).items():
                 problems[what] += [f"{split} {name}" for name in names]
-    return Findings(folder, manifest, body, contents, dict(problems), find_notes(contents, body))
+    return Findings(folder, manifest, body, contents, dict(problems), find_notes(contents, body, manifest))
 
 
 def read(folder, split, num_joints, *, progress=False):
@@ -94,7 +97,7 @@ def read(folder, split, num_joints, *, progress=False):
         filenames=np.array([name.decode(errors="replace") for name in columns["filename"]]),
         sizes=np.stack([columns["height"], columns["width"]], axis=-1), found=np.array(columns["found"]),
         fingerprints=np.array(columns["fingerprint"]),
-        **{key: np.array(columns[key]) for key in ("joints", "visible", "center", "scale", "head_size")})
+        **{key: np.array(columns[key]) for key in ("joints", "visible", "center", "scale", "head_size", "area")})
 
 
 def find_problems(contents):
@@ -111,36 +114,80 @@ def find_problems(contents):
         "person without any annotated joint": ~annotated.any(axis=1),
         "scale of 0, or none": ~(np.isfinite(contents.scale) & (contents.scale > 0)),
         "centre with NaN or infinity": ~np.isfinite(contents.center).all(axis=1),
+        "head size or area that is negative, NaN or infinite": ~(
+            np.isfinite([contents.head_size, contents.area]) & (np.array([contents.head_size, contents.area]) >= 0)
+        ).all(axis=0),
         "picture that cannot be decoded": unreadable,
         "picture of another size than its record says": ~unreadable & (contents.found != contents.sizes).any(axis=1),
     }
     return {what: contents.filenames[mask].tolist() for what, mask in persons.items() if mask.any()}
 
 
-def find_notes(contents, body):
-    """Sentences on what is no mistake for certain; contents: {split: Contents}."""
+def find_notes(contents, body, manifest):
+    """Sentences on what is no mistake for certain; contents: {split: Contents}, manifest: of the set."""
     notes = []
     for split, part in contents.items():
-        persons, annotated = len(part.filenames), part.visible > 0
-        missing = int((~annotated).sum())
-        if missing:
-            what = "taught as out of view" if body.absent == "out of view" else "not looked at by the loss"
-            notes.append(f"{split}: {missing} of {annotated.size} joints are not annotated; they are {what}.")
-        left_out = int((annotated & ~in_square(part)).sum())
-        if left_out:
-            notes.append(f"{split}: {left_out} annotated joints are outside the square that evaluation crops.")
-        if body.metric == "pckh" and (part.head_size <= 0).any():
-            notes.append(f"{split}: {int((part.head_size <= 0).sum())} of {persons} persons have no head size; PCKh "
-                         "leaves them out.")
+        notes += [f"{split}: {note}" for note in (*_of_joints(part, body), *_of_places(part), *_of_sizes(part, body))]
+        twice = len(part.filenames) - len(np.unique(_persons(part)))
+        if twice:
+            notes.append(f"{split}: {twice} persons are there twice, the same joints in the same picture.")
         for other in list(contents)[:list(contents).index(split)]:
             shared = np.isin(part.fingerprints, contents[other].fingerprints).sum()
             if shared:
                 notes.append(f"{split}: {shared} persons are in pictures of {other} too; scores on them mean little.")
+        if body.metric == "pckh" and manifest.get("head_boxes", {}).get(split) == 0:
+            notes.append(f"{split}: no head sizes from boxes of heads; PCKh is not MPII's, and called another name.")
     for split, part in contents.items():
         never = [name for name, times in zip(body.labels, (part.visible > 0).sum(0)) if not times]
         if never:
             notes.append(f"{split}: no annotation at all of {', '.join(never)}.")
     return notes
+
+
+def _of_joints(part, body):
+    annotated = part.visible > 0
+    missing, outside = int((~annotated).sum()), int((annotated & ~in_square(part)).sum())
+    if missing:
+        what = "taught as out of view" if body.absent == "out of view" else "not looked at by the loss"
+        yield f"{missing} of {annotated.size} joints are not annotated; they are {what}."
+    if outside:
+        yield f"{outside} annotated joints are outside the square that evaluation crops."
+    corner = int((annotated & (part.joints <= 1).all(axis=2)).sum())
+    if corner:
+        yield (f"{corner} annotated joints are at the corner (0, 0) of their picture; if that stands for not "
+               "annotated, their visibility must be 0.")
+
+
+def _of_places(part):
+    """Where centre and scale stand beside the joints: what is wrong for all of a set."""
+    shown = (part.visible > 0) & np.isfinite(part.joints).all(axis=2)
+    whole = shown.any(axis=1) & (part.scale > 0) & np.isfinite(part.scale) & np.isfinite(part.center).all(axis=1)
+    if not whole.any():
+        return
+    shown, joints, scale = shown[whole][..., None], part.joints[whole], part.scale[whole]
+    low, high = np.where(shown, joints, np.inf).min(axis=1), np.where(shown, joints, -np.inf).max(axis=1)
+    below = np.median((part.center[whole] - (low + high) / 2)[:, 1] / scale)
+    span = np.median((high - low).max(axis=1) / (crops.BODY_HEIGHT * scale))
+    if abs(below) > HIGH:
+        yield (f"centres lie {abs(below):.0f} times the scale {'below' if below > 0 else 'above'} the middles of the "
+               "joints, in the median; MPII's need --center_shift 15, most others 0.")
+    if not SMALL <= span <= LARGE:
+        yield (f"persons are as tall as {span:.2f} of what their scales say, in the median; a scale is the height in "
+               f"pixels / {crops.BODY_HEIGHT:g}.")
+
+
+def _of_sizes(part, body):
+    heads, areas = int((part.head_size <= 0).sum()), int((part.area <= 0).sum())
+    if body.metric == "pckh" and heads:
+        yield f"{heads} of {len(part.filenames)} persons have no head size; PCKh leaves them out."
+    if body.metric == "oks" and areas:
+        yield f"{areas} of {len(part.filenames)} persons have no area; OKS leaves them out."
+
+
+def _persons(part):
+    """[P]: what two persons share that have the same joints in the same picture."""
+    rows = np.concatenate([part.joints.reshape(len(part.joints), -1), part.visible], axis=1).astype(np.float32)
+    return np.array([f"{picture} {row.tobytes().hex()}" for picture, row in zip(part.fingerprints, rows)])
 
 
 def in_square(contents):
@@ -162,15 +209,21 @@ def coinciding(contents, pairs, share=COINCIDE):
     return counts
 
 
-def describe(findings):
-    """`Findings` in words: persons, joints, sizes, pairs, problems, notes."""
-    body, parts = findings.body, findings.contents
+def describe(findings, built=False):
+    """`Findings` in words: persons, joints, sizes, pairs, problems, notes.
+
+    built: right behind the build of the set, which has said what its manifest takes for granted.
+    """
+    body, parts, manifest = findings.body, findings.contents, findings.manifest
+    facts = [] if built else poses.fact_lines(manifest)
+    known = [] if built else manifest.get("notes", poses.mirror_notes(body))
     lines = [f"{findings.folder}: {sum(len(part.filenames) for part in parts.values())} persons, {len(body.labels)} "
              f"joints, {len(body.pairs)} pairs, measured by {body.metric}"]
     for split, part in parts.items():
         height = np.percentile(part.scale * crops.BODY_HEIGHT, [5, 50, 95])
         lines.append(f"  {split}: {len(part.filenames)} persons in {len(np.unique(part.fingerprints))} pictures, "
                      f"height {height[0]:.0f}, {height[1]:.0f}, {height[2]:.0f} pixels (5, 50, 95 of 100)")
+    lines += facts
     width = max(map(len, body.labels))
     lines.append("joints (visible, occluded, not annotated)")
     for joint, label in enumerate(body.labels):
@@ -183,10 +236,10 @@ def describe(findings):
     counts = {split: coinciding(part, body.pairs) for split, part in parts.items()}
     for number, (left, right) in enumerate(body.pairs):
         numbers = "   ".join(f"{split} {_share(*count[number])}" for split, count in counts.items())
-        lines.append(f"  {body.labels[left] + ', ' + body.labels[right]:<{2 * width}}  {numbers}")
+        lines.append(f"  {body.labels[left] + ', ' + body.labels[right]:<{2 * width + 2}}  {numbers}")
     for what, names in findings.problems.items():
         lines.append(f"problem: {what}: {len(names)} times: {_some(list(dict.fromkeys(names)))}")
-    return "\n".join([*lines, *(f"note: {note}" for note in findings.notes)])
+    return "\n".join([*lines, *(f"note: {note}" for note in (*known, *findings.notes))])
 
 
 def require_sound(findings):

@@ -233,12 +233,12 @@ def main(args):
         raise UserError("Give --dataset NAME: mpii, lsp, coco_keypoints, demo, or a name for a folder of your own, "
                         "which --source then names.")
     folder = pathlib.Path(flags.out or records.default_folder(flags.dataset, KIND))
-    check = flags.check
+    check, built = flags.check, False
     if flags.source or not (check or flags.visualize) or not (folder / records.MANIFEST).is_file():
         build(flags.dataset, flags.source, folder, shards=flags.shards, num_workers=flags.workers,
               skip_bad=flags.skip_bad, seed=flags.seed, center_shift=flags.center_shift, pairs=flags.pairs,
               first_pixel=None if flags.first_pixel is None else int(flags.first_pixel))
-        check = True
+        check = built = True
     else:
         given = [f"--{name}" for name in OF_BUILDING if flags[name].present]
         if given:
@@ -246,7 +246,7 @@ def main(args):
                             "examined or drawn as it is.")
     if check:
         findings = doctor.examine(folder, progress=True)
-        print(doctor.describe(findings))
+        print(doctor.describe(findings, built=built))
     if flags.visualize:
         path, splits = folder / "targets.png", records.read_manifest(folder)["splits"]
         split = next(name for name, entry in splits.items() if entry["examples"])

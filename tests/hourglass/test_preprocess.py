@@ -16,6 +16,7 @@ import tensorflow as tf
 from common import decoding, heatmaps, records
 from common.errors import UserError
 from hourglass import augment, crops, demo, doctor, poses, preprocess
+from tests.hourglass.folders import entry, write_mpii
 
 BODY = poses.MPII
 
@@ -388,18 +389,47 @@ def test_command_line(real_data, tmp_path):
     assert picture.shape == (2 * 256 + 4, 6 * 256 + 20, 3)
 
 
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """A function that runs the command with arguments, in this process and in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        from absl import flags
+        values = flags.FlagValues()
+        monkeypatch.setattr(preprocess.cli, "FLAGS", values)
+        monkeypatch.setattr(preprocess.cli, "flags", Flags(values))
+        preprocess.define_flags()
+        values(["preprocess", *map(str, arguments)])
+        preprocess.main([])
+
+    return run
+
+
 @pytest.mark.parametrize("arguments, words", [
     ([], "Give --dataset NAME"), (["--dataset", "demo", "--image_size", "102"], "multiple of 4;?"),
 ])
-def test_mistakes_on_the_command_line(monkeypatch, arguments, words):
-    from absl import flags
-    values = flags.FlagValues()
-    monkeypatch.setattr(preprocess.cli, "FLAGS", values)
-    monkeypatch.setattr(preprocess.cli, "flags", Flags(values))
-    preprocess.define_flags()
-    values(["preprocess", *arguments])
+def test_mistakes_on_the_command_line(command, arguments, words):
     with pytest.raises(UserError, match=words):
-        preprocess.main([])
+        command(*arguments)
+
+
+def test_flags_of_the_source(command, tmp_path, capsys):
+    """--pairs, --center_shift and --first_pixel reach the records, and are not passed over without a build."""
+    source = write_mpii(tmp_path / "in", train=[entry()])
+    command("--dataset", "mine", "--source", source, "--pairs", "left_hip:right_hip", "--center_shift", "10",
+            "--first_pixel", "1")
+    said = capsys.readouterr().out
+    for words in ("centres are moved down by 10 times the scale", "pixels of the source count from 1"):
+        assert said.count(words) == 1
+    manifest = records.read_manifest(tmp_path / "tfrecords" / "mine")
+    assert (manifest["pairs"], manifest["center_shift"], manifest["first_pixel"]) == ([[3, 2]], 10, 1)
+    command("--dataset", "mine", "--check")
+    assert "centres are moved down by 10 times the scale" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--center_shift, --pairs must stand beside --source: .*mine is already built"):
+        command("--dataset", "mine", "--check", "--pairs", "none", "--center_shift", "0")
+    with pytest.raises(UserError, match="'paw' is none of right_ankle"):
+        command("--dataset", "mine", "--source", source, "--pairs", "paw:left_hip")
 
 
 class Flags:
