@@ -53,8 +53,15 @@ def parse(record):
 
 
 def decode(record):
-    """The picture uint8 [H, W, 3] of one record; works in a graph. Transparency, which older sets have, is white."""
-    return images.decode(parse(record)["image_bytes"], on_white=True)
+    """The picture uint8 [H, W, 3] of one record, to the last bit what `media.read_picture` gives; works in a graph.
+
+    TensorFlow's own choice for JPEG, the fast cosine transform, is 1.3 to 2.1 levels rms away. Older sets have PNG with
+    transparency, which lies on white.
+    """
+    data = parse(record)["image_bytes"]
+    image = tf.cond(tf.io.is_jpeg(data), lambda: tf.io.decode_jpeg(data, 3, dct_method="INTEGER_ACCURATE"),
+                    lambda: images.decode(data, on_white=True))
+    return tf.ensure_shape(image, [None, None, 3])
 
 
 def resize(image, size):

@@ -11,7 +11,7 @@ import tensorflow as tf
 from PIL import Image
 from absl import flags
 
-from common import images, records
+from common import images, media, records
 from common.errors import UserError
 from cyclegan import export as cyclegan_export
 from cyclegan import litert, preprocess, sources
@@ -129,6 +129,19 @@ def test_transparency_lies_on_white(tmp_path, capsys):
         np.testing.assert_allclose(picture, expected, atol=0.51, err_msg=name)
     assert not records.read_manifest(folder)["skipped"] and images.read_header(
         preprocess.parse(item["record"])["image_bytes"].numpy()).format == "png"
+
+
+def test_records_are_decoded_as_predict_reads_files(tmp_path):
+    """Gray, colours with and without chroma in full, PNG: bit for bit, in a graph too."""
+    y, x = np.mgrid[:37, :50]
+    image = np.stack([5 * x, 6 * y, 3 * (x + y) + 40 * ((x // 3 + y // 3) % 2)], axis=-1).clip(0, 255).astype(np.uint8)
+    for name, mode, options in (("full.jpg", "RGB", {"subsampling": 0}), ("half.jpg", "RGB", {"subsampling": 2}),
+                                ("gray.jpg", "L", {}), ("same.png", "RGB", {})):
+        path = tmp_path / name
+        Image.fromarray(image).convert(mode).save(path, **options)
+        record = preprocess.encode_example(images.prepare(path.read_bytes(), name), name)
+        found = tf.function(preprocess.decode)(tf.constant(record))
+        np.testing.assert_array_equal(found, media.read_picture(path), err_msg=name)
 
 
 def test_pictures_in_two_splits_are_counted(tmp_path, capsys):
