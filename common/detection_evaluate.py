@@ -5,15 +5,36 @@ B batch, N truth boxes, M detections, C classes.
 """
 
 import pathlib
+import sys
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import tensorflow as tf
 
-from common import cli, detection, drawing, files, records, training
+from common import class_names, cli, detection, detection_data, drawing, files, records, training
 from common.errors import UserError
 from common.metrics import average_precision
 from common.metrics.detection_errors import detection_errors
+
+NAMED = 20  # classes without objects
+COCO_MOST = 100  # detections of a class in a picture, pycocotools' last maxDets
+
+
+class Found(NamedTuple):
+    """What `collect` found in the pictures of a split."""
+
+    detections: average_precision.Detections
+    truths: average_precision.Truths
+    pictures: int  # all that were looked at, with objects or without
+    most: int  # detections that a picture can have
+
+
+def most_detections(folder, split, least):
+    """How many detections of a picture an evaluation keeps: `least`, or as many as the split's fullest picture has
+    objects. Average precision could not reach 1 with fewer.
+    """
+    return max(least, detection_data.most_objects(folder, split))
 
 
 def distribute(evaluation_dataset, folder, split, strategy, *, image_size, batch_size, limit=0):
@@ -29,7 +50,7 @@ def distribute(evaluation_dataset, folder, split, strategy, *, image_size, batch
 
 
 def collect(detect, dataset, strategy):
-    """Runs `detect` over an evaluation dataset (distributed or not); returns (Detections, Truths) in pixels.
+    """Runs `detect` over an evaluation dataset (distributed or not); returns what was `Found`, in pixels.
 
     detect: (images, height, width) -> detections of `nms` with boxes in pixels of the pictures.
     """
@@ -45,7 +66,8 @@ def collect(detect, dataset, strategy):
         raise UserError("There is nothing to evaluate: the record set has no example in this split.")
     columns = [np.concatenate(column) for column in zip(*found)]
     truths = [np.concatenate(column) for column in zip(*known)]
-    return average_precision.Detections(*columns), average_precision.Truths(*truths)
+    return Found(average_precision.Detections(*columns), average_precision.Truths(*truths), pictures=len(known),
+                 most=result_one["scores"].shape[1])
 
 
 def add_batch(result, batch, found, known):
@@ -62,12 +84,13 @@ def add_batch(result, batch, found, known):
                       batch["difficult"][i][real], batch["is_crowd"][i][real], batch["area"][i][real]))
 
 
-def summarize(detections, truths, labels):
-    """(summary, VOC10 curves): all metrics as a dict of plain numbers.
+def summarize(found, labels):
+    """(summary, VOC10 curves) of what was `Found`: all metrics as a dict of plain numbers.
 
     voc07 and voc10 (mAP and AP per class at IoU 0.5), coco, counts; curves of `average_precision.voc`.
     """
-    summary = {"pictures": len(np.unique(truths.image)), "objects": len(truths.image), "classes": {}}
+    detections, truths, pictures, _ = found
+    summary = {"pictures": pictures, "objects": len(truths.image), "classes": {}}
     # Our boxes are edges, x2 - x1 is the width; the devkit's + 1 belongs to the pixels of the XML files.
     voc07 = average_precision.voc(detections, truths, len(labels), style="11-point", inclusive_pixels=False)
     voc10 = average_precision.voc(detections, truths, len(labels), style="area", inclusive_pixels=False)
@@ -79,14 +102,42 @@ def summarize(detections, truths, labels):
         summary["classes"][label] = {
             "objects": int(np.sum(truths.label == index)), "voc07_ap": float(voc07["ap"][index]),
             "voc10_ap": float(voc10["ap"][index]), "coco_ap": float(per_class[index])}
+    summary["notes"] = notes(found, summary)
     return summary, voc10
 
 
+def notes(found, summary):
+    """What has to be known beside the figures of a `summarize`: why some are nan, and what no detector could reach."""
+    truths, lines = found.truths, []
+    absent = [label for label, row in summary["classes"].items() if np.isnan(row["voc10_ap"])]
+    hidden = " (difficult ones and crowds apart)" if any(summary["classes"][label]["objects"] for label in absent) else ""
+    if len(absent) == len(summary["classes"]):
+        lines.append(f"no picture has an object{hidden}: there is no average precision to measure, it is nan")
+    elif absent:
+        named = ", ".join(absent[:NAMED]) + (f" and {len(absent) - NAMED} more" if len(absent) > NAMED else "")
+        lines.append(f"no picture has an object{hidden} of {len(absent)} of the {len(summary['classes'])} classes; their "
+                     f"average precision is nan, and the means are those of the others: {named}")
+    _, per_picture = np.unique(truths.image, return_counts=True)
+    if np.any(per_picture > found.most):
+        lines.append(f"{np.sum(per_picture > found.most)} of {found.pictures} pictures have more than {found.most} "
+                     "objects, and no more than that are detected in a picture: the others count as missed")
+    _, per_class = np.unique([truths.image, truths.label], axis=1, return_counts=True)
+    if np.any(per_class > COCO_MOST):
+        lines.append(f"some pictures have up to {per_class.max()} objects of a class, and COCO's figures take the best "
+                     f"{COCO_MOST} detections of a class in a picture, as its evaluator does: they cannot reach 1")
+    return [f"note: {line}." for line in lines]
+
+
 def validate(detect, dataset, strategy, *, folder, split, labels):
-    """({"map50": VOC10 mAP at IoU 0.5, "coco_ap": COCO AP}, picture grid uint8) of a split, for train.py."""
-    detections, truths = collect(detect, dataset, strategy)
-    summary, _ = summarize(detections, truths, labels)
-    samples = draw_samples(folder, split, detections, labels)
+    """({"map50": VOC10 mAP at IoU 0.5, "coco_ap": COCO AP}, picture grid uint8) of a split, for train.py.
+
+    Says on stderr where there is nothing to measure: no epoch is then better than another, and none is kept as best.
+    """
+    found = collect(detect, dataset, strategy)
+    summary, _ = summarize(found, labels)
+    if np.isnan(summary["voc10_map"]):
+        print(f"{summary['notes'][0]} No epoch of {split} is kept as the best.", file=sys.stderr)
+    samples = draw_samples(folder, split, found.detections, labels)
     return {"map50": summary["voc10_map"], "coco_ap": summary["coco"]["AP"]}, samples
 
 
@@ -108,7 +159,8 @@ def draw_samples(folder, split, detections, labels, count=16, score_threshold=0.
 def table(summary):
     """The summary as text: a line a class, then the means."""
     width = max([5, *map(len, summary["classes"])])
-    lines = [f"{'class':{width}}  objects   VOC07   VOC10    COCO"]
+    lines = [f"{summary['pictures']} pictures, {summary['objects']} objects",
+             f"{'class':{width}}  objects   VOC07   VOC10    COCO"]
     for label, row in summary["classes"].items():
         lines.append(f"{label:{width}}  {row['objects']:7d}  {row['voc07_ap']:6.3f}  {row['voc10_ap']:6.3f}  "
                      f"{row['coco_ap']:6.3f}")
@@ -121,7 +173,7 @@ def table(summary):
         lines.append("objects found by them  " + "  ".join(f"{size} {got} of {total}"
                                                            for size, (got, total) in found.items()))
     lines.append("COCO  " + "  ".join(f"{name} {value:.3f}" for name, value in coco.items()))
-    return "\n".join(lines)
+    return "\n".join([*lines, *summary["notes"]])
 
 
 def write_report(out, split, summary, curves, labels):
@@ -166,20 +218,17 @@ def choose_records(flags, config, command, kind=detection.KIND):
     split = flags.split or ("train" if limited else "val")
     folder = records.resolve(name, kind=kind, split=split, command=command(name))
     limit = flags.limit or (config["limit"] if limited and split == "train" else 0)
-    found_labels = records.read_manifest(folder)["labels"]
-    if found_labels != config["labels"]:
-        raise UserError(f"The labels of {folder} must be those that the run was trained on, {config['labels']}; "
-                        f"they are {found_labels}.")
+    class_names.require_same(config["labels"], records.read_manifest(folder)["labels"], str(flags.run), str(folder))
     return folder, split, limit
 
 
-def report(flags, split, detections, truths, labels, extra=None):
+def report(flags, split, found, labels, extra=None):
     """Prints the table, writes the report and prints its paths; returns the folder of the report.
 
-    extra: further entries of <split>.json.
+    found: of `collect`. extra: further entries of <split>.json.
     """
-    summary, curves = summarize(detections, truths, labels)
-    summary["errors"] = detection_errors(detections, truths)
+    summary, curves = summarize(found, labels)
+    summary["errors"] = detection_errors(found.detections, found.truths)
     print(table(summary))
     out = pathlib.Path(flags.out or pathlib.Path(flags.run) / "evaluation")
     for path in write_report(out, split, {**summary, **(extra or {})}, curves, labels):

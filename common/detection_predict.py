@@ -72,13 +72,14 @@ class Writer(writer.Writer):
         super().write(frame, drawn, {"detections": detections})
 
 
-def predict(arguments, detect, config, out, *, batch_size=1, report=print):
+def predict(arguments, detect, config, out, *, batch_size=1, max_detections=None, report=print):
     """Detects in all sources and writes to `out`; says what cannot be read, and goes on.
 
-    Returns {"images", "unreadable" (names), "network_seconds", "seconds", "interrupted"}. Ctrl-C, which ends
+    max_detections: what `detect` keeps of a picture, None where that is not to be said. Returns {"images", "unreadable"
+    (names), "full": images with that many detections, "network_seconds", "seconds", "interrupted"}. Ctrl-C, which ends
     a camera, keeps what was detected until then.
     """
-    unreadable = []
+    unreadable, full = [], 0
 
     def on_unreadable(name, reason):
         unreadable.append(name)
@@ -94,10 +95,10 @@ def predict(arguments, detect, config, out, *, batch_size=1, report=print):
                 network_seconds += seconds
                 for frame, detections in zip(batch, found):
                     written.write(frame, detections)
-                    count += 1
+                    count, full = count + 1, full + (len(detections) == max_detections)
         except KeyboardInterrupt:
             interrupted = True
-    return {"images": count, "unreadable": unreadable, "network_seconds": network_seconds,
+    return {"images": count, "unreadable": unreadable, "full": full, "network_seconds": network_seconds,
             "seconds": time.perf_counter() - start, "interrupted": interrupted}
 
 
@@ -166,9 +167,12 @@ def run(args, load, flags):
             "Say what to look at: files, folders, globs, videos or a camera's number, e.g. photo.jpg"
         )
     detect, config = load(flags)
-    result = predict(args, detect, config, flags.out, batch_size=flags.batch_size,
+    result = predict(args, detect, config, flags.out, batch_size=flags.batch_size, max_detections=flags.max_detections,
                      report=functools.partial(print, file=sys.stderr))
     count, unreadable = result["images"], result["unreadable"]
+    if result["full"]:
+        print(f"note: {result['full']} of {count} images have the {flags.max_detections} detections that "
+              "--max_detections keeps, and may have more. Give more to see them.", file=sys.stderr)
     if not count and not result["interrupted"]:
         raise UserError(f"None of the {len(unreadable)} sources could be read; their names stand above.")
     if count:

@@ -130,10 +130,9 @@ def main(args):
     dataset = batches(folder, split, strategy, image_size=config["image_size"], batch_size=flags.batch_size,
                       limit=limit)
     detect = make_detect(model, strategy, anchors=anchors(config["model"]))
-    detections, truths = detection_evaluate.collect(detect, dataset, strategy)
-    found = by_confidence(detections, truths, len(labels))
-    out = detection_evaluate.report(flags, split, detections, truths, labels,
-                                    {"confidence": confidence_summary(found, labels)})
+    evaluated = detection_evaluate.collect(detect, dataset, strategy)
+    found = by_confidence(evaluated.detections, evaluated.truths, len(labels))
+    out = detection_evaluate.report(flags, split, evaluated, labels, {"confidence": confidence_summary(found, labels)})
     print(confidence_table(found, labels, label))
     path = out / f"{split}_confidence.png"
     drawing.curves(path, confidence_curves(found, labels, label), xlabel="recall", ylabel="precision",

@@ -11,17 +11,20 @@ from yolov1.postprocess import postprocess
 
 SCORE_THRESHOLD = 0.001  # low: average precision ranks all detections
 IOU_THRESHOLD = 0.45
-MAX_DETECTIONS = 300
+MAX_DETECTIONS = 300     # of a picture, or as many as one has objects
 
 
-def make_detect(model, strategy, *, num_classes, num_boxes):
-    """Returns the `@tf.function` (images, height, width) -> detections in pixels of the pictures."""
+def make_detect(model, strategy, *, num_classes, num_boxes, max_detections=MAX_DETECTIONS):
+    """Returns the `@tf.function` (images, height, width) -> detections in pixels of the pictures.
+
+    max_detections: of `detection_evaluate.most_detections`.
+    """
     @tf.function
     def detect(images, height, width):
         def replica(images, height, width):
             found = postprocess(model(images, training=False), num_classes, num_boxes,
                                 score_threshold=SCORE_THRESHOLD, iou_threshold=IOU_THRESHOLD,
-                                max_detections=MAX_DETECTIONS)
+                                max_detections=max_detections)
             found["boxes"] = boxes.unwarp_boxes(found["boxes"], height, width, images.shape[1])
             return found
 
@@ -43,11 +46,12 @@ def main(args):
     with strategy.scope():
         model, config = predict.load_run(flags.run, flags.which)
     folder, split, limit = detection_evaluate.choose_records(flags, config, preprocess.command)
-    detect = make_detect(model, strategy, num_classes=len(config["labels"]), num_boxes=config["num_boxes"])
+    detect = make_detect(model, strategy, num_classes=len(config["labels"]), num_boxes=config["num_boxes"],
+                         max_detections=detection_evaluate.most_detections(folder, split, MAX_DETECTIONS))
     dataset = batches(folder, split, strategy, image_size=config["image_size"], batch_size=flags.batch_size,
                       limit=limit)
-    detections, truths = detection_evaluate.collect(detect, dataset, strategy)
-    detection_evaluate.report(flags, split, detections, truths, config["labels"])
+    found = detection_evaluate.collect(detect, dataset, strategy)
+    detection_evaluate.report(flags, split, found, config["labels"])
 
 
 if __name__ == "__main__":

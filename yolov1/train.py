@@ -99,8 +99,9 @@ def train(run_folder, config, strategy):
         model, optimizer, strategy, num_boxes=config["num_boxes"], lambda_coord=config["lambda_coord"],
         lambda_noobj=config["lambda_noobj"], global_batch_size=config["batch_size"], clip_norm=config["clip_norm"],
         ema=ema, ema_decay=config["ema"])
-    detect = evaluate.make_detect(model, strategy, num_classes=len(config["labels"]),
-                                  num_boxes=config["num_boxes"])
+    detect = evaluate.make_detect(
+        model, strategy, num_classes=len(config["labels"]), num_boxes=config["num_boxes"],
+        max_detections=detection_evaluate.most_detections(folder, validated(config), evaluate.MAX_DETECTIONS))
     batches = iter(training_batches(folder, config, strategy, start_step=step))
     metrics = {}
     with (training.worker_errors(), training.Log(run, total_steps, step, ADVICE) as log,
@@ -143,12 +144,17 @@ def training_batches(folder, config, strategy, start_step):
     return training.distribute(strategy, make_dataset, config["batch_size"])
 
 
+def validated(config):
+    """The split that is validated."""
+    return "train" if config["limit"] else "val"
+
+
 def validate(detect, folder, config, strategy):
     """({"map50": VOC10 mAP at IoU 0.5, "coco_ap": COCO AP}, picture grid uint8) of the validation split.
 
     With `limit`, of the training pictures themselves: a model must be able to overfit a few pictures.
     """
-    split = "train" if config["limit"] else "val"
+    split = validated(config)
     batches = evaluate.batches(folder, split, strategy, image_size=config["image_size"],
                                batch_size=config["batch_size"], limit=config["limit"])
     return detection_evaluate.validate(detect, batches, strategy, folder=folder, split=split,

@@ -12,18 +12,21 @@ from yolov3.postprocess import postprocess
 
 SCORE_THRESHOLD = 0.001  # low: average precision ranks all detections
 IOU_THRESHOLD = 0.45     # Darknet's default
-MAX_DETECTIONS = 300
+MAX_DETECTIONS = 300     # of a picture, or as many as one has objects
 CANDIDATES = 10_000      # of a picture; early in training nearly all boxes pass the threshold
 
 
-def make_detect(model, strategy, *, anchors, image_size):
-    """Returns the `@tf.function` (images, height, width) -> detections in pixels of the pictures."""
+def make_detect(model, strategy, *, anchors, image_size, max_detections=MAX_DETECTIONS):
+    """Returns the `@tf.function` (images, height, width) -> detections in pixels of the pictures.
+
+    max_detections: of `detection_evaluate.most_detections`.
+    """
     @tf.function
     def detect(images, height, width):
         def replica(images, height, width):
             found = postprocess(model(images, training=False), anchors, (image_size, image_size),
                                 score_threshold=SCORE_THRESHOLD, iou_threshold=IOU_THRESHOLD,
-                                max_detections=MAX_DETECTIONS, candidates=CANDIDATES)
+                                max_detections=max_detections, candidates=CANDIDATES)
             found["boxes"] = boxes.unletterbox_boxes(found["boxes"], height, width, image_size)
             return found
 
@@ -46,10 +49,11 @@ def main(args):
         model, config = predict.load_run(flags.run, flags.which)
     folder, split, limit = detection_evaluate.choose_records(flags, config, preprocess.command)
     image_size, anchors = config["image_size"], np.array(config["anchors"], np.float32)
-    detect = make_detect(model, strategy, anchors=anchors, image_size=image_size)
+    detect = make_detect(model, strategy, anchors=anchors, image_size=image_size,
+                         max_detections=detection_evaluate.most_detections(folder, split, MAX_DETECTIONS))
     dataset = batches(folder, split, strategy, image_size=image_size, batch_size=flags.batch_size, limit=limit)
-    detections, truths = detection_evaluate.collect(detect, dataset, strategy)
-    detection_evaluate.report(flags, split, detections, truths, config["labels"])
+    found = detection_evaluate.collect(detect, dataset, strategy)
+    detection_evaluate.report(flags, split, found, config["labels"])
 
 
 if __name__ == "__main__":

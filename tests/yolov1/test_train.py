@@ -76,10 +76,11 @@ def test_evaluation_takes_every_picture_once_on_any_number_of_replicas(folder, t
         detect = evaluate.make_detect(model, strategy, num_classes=2, num_boxes=1)
         dataset = evaluate.batches(folder, "val", strategy, image_size=32, batch_size=4)
         seen[name] = detection_evaluate.collect(detect, dataset, strategy)
-    for detections, truths in seen.values():
+    for detections, truths, pictures, _ in seen.values():
+        assert pictures == 6
         assert sorted(set(detections.image)) == list(range(6))
         assert len(truths.image) == records.read_manifest(folder)["splits"]["val"]["objects"]
-    order = [np.lexsort((found.score, found.image)) for found, _ in seen.values()]
+    order = [np.lexsort((found.score, found.image)) for found, *_ in seen.values()]
     np.testing.assert_allclose(seen["one"][0].boxes_xyxy[order[0]], seen["two"][0].boxes_xyxy[order[1]], atol=1e-3)
 
 

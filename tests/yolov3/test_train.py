@@ -81,10 +81,11 @@ def test_evaluation_takes_every_picture_once_on_any_number_of_replicas(folder, t
 
         dataset = evaluate.batches(folder, "val", strategy, image_size=64, batch_size=4)
         seen[name] = detection_evaluate.collect(detect, dataset, strategy)
-    for detections, truths in seen.values():
+    for detections, truths, pictures, _ in seen.values():
+        assert pictures == 6
         assert sorted(detections.image) == list(range(6))
         assert len(truths.image) == records.read_manifest(folder)["splits"]["val"]["objects"]
-    order = [np.argsort(detections.image) for detections, _ in seen.values()]
+    order = [np.argsort(detections.image) for detections, *_ in seen.values()]
     np.testing.assert_array_equal(seen["one"][0].boxes_xyxy[order[0]], seen["two"][0].boxes_xyxy[order[1]])
 
 
