@@ -141,7 +141,8 @@ def summarize(found, features):
     pictures it takes for the target, translated and not. round_trip_<direction>: see `round_trip`.
     frechet_judge_<direction>, frechet_judge_before; and
     fid_, kid_ (inception), frechet_custom_, kernel_custom_ (SavedModel) or frechet_stored_, kernel_stored_.
-    Distances are left out with fewer than two pictures on a side. cycle_a, cycle_b, identity_a2b, identity_b2a:
+    Distances are left out with fewer than two pictures on a side, and the _std of a kernel distance where all pictures
+    make one subset; the note says where pictures are fewer than numbers of a feature. cycle_a, cycle_b, identity_a2b, identity_b2a:
     see `make_translate`.
     """
     summary = {"pictures_a": len(found["a2b"]["index"]), "pictures_b": len(found["b2a"]["index"]),
@@ -153,11 +154,14 @@ def summarize(found, features):
         summary[f"judged_{direction}"] = float(np.mean(toward(found, direction) > 0))
         summary[f"round_trip_{direction}"] = float(np.mean(round_trip(found, direction)))
     if min(summary["pictures_a"], summary["pictures_b"]) > 1:
-        summary |= _distances({direction: found[direction]["judge/images"] for direction in SIDES},
-                              {direction: found[direction]["judge/translated"] for direction in SIDES},
-                              "frechet_judge")
+        described = ({direction: found[direction]["judge/images"] for direction in SIDES},
+                     {direction: found[direction]["judge/translated"] for direction in SIDES})
+        summary |= _distances(*described, "frechet_judge")
         if features.kind in _PREFIXES:
-            summary |= _distances(*_extracted(found, features), *_PREFIXES[features.kind])
+            described = _extracted(found, features)
+            summary |= _distances(*described, *_PREFIXES[features.kind])
+        caveat = frechet.caveat(*described[0].values())
+        summary["note"] += f"; {caveat}" if caveat else ""
     for direction, side in SIDES.items():
         summary[f"cycle_{side.lower()}"] = float(np.mean(found[direction]["cycle"], dtype=np.float64))
         summary[f"identity_{_BACK[direction]}"] = float(np.mean(found[direction]["identity"], dtype=np.float64))
@@ -192,7 +196,9 @@ def _distances(real, translated, name, kernel_name=None):
                                                                  *statistics[target])
         if kernel_name:
             mean, deviation = frechet.kernel_distance(translated[direction], real[target])
-            values |= {f"{kernel_name}_{direction}": mean, f"{kernel_name}_{direction}_std": deviation}
+            values |= {f"{kernel_name}_{direction}": mean}
+            if np.isfinite(deviation):
+                values |= {f"{kernel_name}_{direction}_std": deviation}
     return values
 
 

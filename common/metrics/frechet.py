@@ -39,8 +39,8 @@ def kernel_distance(features1, features2, *, subsets=100, subset_size=1000, seed
     """(mean, standard deviation) of the unbiased squared MMD over random subsets of features [N, D] and [M, D].
 
     The kernel is (x . y / D + 1)^3; each of the `subsets` draws min(subset_size, N, M) of either side, without
-    putting back. Binkowski et al., Demystifying MMD GANs, 2018, sec. 4 and eq. 4. It may be below 0. Raises
-    UserError as `statistics`.
+    putting back. Binkowski et al., Demystifying MMD GANs, 2018, sec. 4 and eq. 4. It may be below 0. Where a subset is
+    all there is, the standard deviation is nan: nothing is known of it. Raises UserError as `statistics`.
     """
     features1, features2 = checked(features1), checked(features2)
     size = min(subset_size, len(features1), len(features2))
@@ -50,7 +50,20 @@ def kernel_distance(features1, features2, *, subsets=100, subset_size=1000, seed
     both = features1, features2
     values = [_mmd(*(features[rng.choice(len(features), size, replace=False)] for features in both))
               for _ in range(subsets)]
-    return float(np.mean(values)), float(np.std(values))
+    return float(np.mean(values)), float(np.std(values)) if len(values) > 1 else float("nan")
+
+
+def caveat(*features):
+    """What to know of a Fréchet distance of features [N, D] where a set has no more pictures than numbers; else "".
+
+    The covariance of N pictures has at most N - 1 directions, and the distance is the larger the fewer there are:
+    Chong and Forsyth, Effectively Unbiased FID and Inception Score, 2020.
+    """
+    pictures, numbers = min(np.shape(each) for each in features)
+    if pictures > numbers:
+        return ""
+    return (f"{pictures} pictures are too few for the Frechet distance of {numbers} numbers, which is too large then; "
+            "compare distances of as many pictures alone")
 
 
 def checked(features):

@@ -58,7 +58,8 @@ def test_singular_covariances():
 def test_kernel_distance_by_hand():
     """x = 0, 1 and y = 1, 2 with one number: pairs within x give 1, within y 27; across 1, 1, 8, 27."""
     mean, deviation = frechet.kernel_distance([[0.0], [1.0]], [[1.0], [2.0]])
-    assert mean == pytest.approx((1 + 1) / 2 + (27 + 27) / 2 - 2 * (1 + 1 + 8 + 27) / 4) and deviation == 0
+    assert mean == pytest.approx((1 + 1) / 2 + (27 + 27) / 2 - 2 * (1 + 1 + 8 + 27) / 4)
+    assert np.isnan(deviation)  # of one subset, of all pictures, it is not 0
 
 
 def slow_mmd(x, y):
@@ -89,6 +90,24 @@ def test_subsets_vary_around_the_value_of_all():
     # Two draws of one distribution: unbiased, so about as often below 0 as above.
     values = [frechet.kernel_distance(RNG.normal(size=(50, 3)), RNG.normal(size=(50, 3)))[0] for _ in range(60)]
     assert 10 < np.sum(np.array(values) < 0) < 50
+
+
+def test_spread_of_subsets_of_which_there_is_one():
+    x, y = features(1200, 3), features(1001, 3)
+    assert np.isnan(frechet.kernel_distance(x[:60], y[:60])[1]) and np.isnan(frechet.kernel_distance(x[:1000], y[:1000])[1])
+    assert frechet.kernel_distance(x[:61], y[:60])[1] > 0 and frechet.kernel_distance(x, y, subsets=2)[1] > 0
+
+
+def test_too_few_pictures_for_their_features_are_said():
+    assert frechet.caveat(features(9, 8), features(9, 8)) == ""
+    for pictures in (2, 8):
+        said = frechet.caveat(features(9, 8), features(pictures, 8))
+        assert said.startswith(f"{pictures} pictures are too few for the Frechet distance of 8 numbers")
+    # Two halves of one set, at a distance that grows as they get smaller than their features.
+    x = features(4000, 20)
+    small, large = (frechet.frechet_distance(*frechet.statistics(x[:n]), *frechet.statistics(x[n:2 * n]))
+                    for n in (10, 2000))
+    assert small > 20 * large
 
 
 @pytest.mark.parametrize("bad", [np.zeros([1, 3]), np.zeros(5), np.full([4, 2], np.nan), np.zeros([4, 0])])
