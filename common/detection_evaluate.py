@@ -110,13 +110,14 @@ def notes(found, summary):
     """What has to be known beside the figures of a `summarize`: why some are nan, and what no detector could reach."""
     truths, lines = found.truths, []
     absent = [label for label, row in summary["classes"].items() if np.isnan(row["voc10_ap"])]
-    hidden = " (difficult ones and crowds apart)" if any(summary["classes"][label]["objects"] for label in absent) else ""
+    hidden = any(summary["classes"][label]["objects"] for label in absent)
+    nothing = "no picture has an object" + " (difficult ones and crowds apart)" * hidden
     if len(absent) == len(summary["classes"]):
-        lines.append(f"no picture has an object{hidden}: there is no average precision to measure, it is nan")
+        lines.append(f"{nothing}: there is no average precision to measure, it is nan")
     elif absent:
         named = ", ".join(absent[:NAMED]) + (f" and {len(absent) - NAMED} more" if len(absent) > NAMED else "")
-        lines.append(f"no picture has an object{hidden} of {len(absent)} of the {len(summary['classes'])} classes; their "
-                     f"average precision is nan, and the means are those of the others: {named}")
+        lines.append(f"{nothing} of {len(absent)} of the {len(summary['classes'])} classes; their average precision is "
+                     f"nan, and the means are those of the others: {named}")
     _, per_picture = np.unique(truths.image, return_counts=True)
     if np.any(per_picture > found.most):
         lines.append(f"{np.sum(per_picture > found.most)} of {found.pictures} pictures have more than {found.most} "

@@ -142,8 +142,8 @@ def summarize(found, features):
     frechet_judge_<direction>, frechet_judge_before; and
     fid_, kid_ (inception), frechet_custom_, kernel_custom_ (SavedModel) or frechet_stored_, kernel_stored_.
     Distances are left out with fewer than two pictures on a side, and the _std of a kernel distance where all pictures
-    make one subset; the note says where pictures are fewer than numbers of a feature. cycle_a, cycle_b, identity_a2b, identity_b2a:
-    see `make_translate`.
+    make one subset; the note says where pictures are fewer than numbers of a feature. cycle_a, cycle_b, identity_a2b,
+    identity_b2a: see `make_translate`.
     """
     summary = {"pictures_a": len(found["a2b"]["index"]), "pictures_b": len(found["b2a"]["index"]),
                "features": features.kind, "note": features.note}

@@ -1,5 +1,7 @@
 """Encoded pictures to pixels; what hourglass and SSD ask of it is in their own tests."""
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -77,3 +79,20 @@ def test_an_error_in_a_function_of_a_dataset_comes_out_as_it_was():
     with pytest.raises(UserError, match="^photo.jpg must be .* names all such pictures.$"), training.worker_errors():
         next(iter(dataset))
     assert errors.original(tf.errors.InvalidArgumentError(None, None, "UserError of another kind")) is None
+
+
+@pytest.mark.parametrize("kind, reason", [("empty", "Input is empty"), ("text", "Unknown image file format"),
+                                          ("png", "Invalid PNG data"), ("jpeg", "Invalid JPEG data")])
+@pytest.mark.parametrize("on_white", [False, True])
+def test_a_picture_that_tensorflow_cannot_decode_is_one_line(kind, reason, on_white, two_replicas):
+    black = np.zeros([64, 64, 3], np.uint8)
+    data = {"empty": b"", "text": b"no picture", "png": tf.io.encode_png(black).numpy()[:-20],
+            "jpeg": tf.io.encode_jpeg(black).numpy()[:-9]}[kind]
+    dataset = tf.data.Dataset.from_tensors(data).repeat(2).map(lambda data: images.decode(data, on_white)).batch(2)
+    for batches in (dataset, two_replicas.experimental_distribute_dataset(dataset)):
+        with pytest.raises(UserError) as raised, training.worker_errors():
+            next(iter(batches))
+        assert re.fullmatch(
+            rf"A picture of the records must be whole, and cannot be decoded \([^{{}}]*{reason}[^{{}}]*\)\. Build the "
+            r"records again; preprocess\.py --check names all such pictures\.", str(raised.value))
+    assert errors.original(tf.errors.InvalidArgumentError(None, None, "decode_image/DecodeImage")) is None

@@ -82,7 +82,8 @@ def one_after_the_other(detections, truths, iou_threshold=0.5, near=0.1):
         else:
             kinds["background"] += 1
     areas = np.prod(truths.boxes_xyxy[:, 2:] - truths.boxes_xyxy[:, :2], axis=1)
-    sizes = {name: [j for j in np.flatnonzero(~ignored) if low <= areas[j] < high] for name, (low, high) in SIZES.items()}
+    sizes = {name: [j for j in np.flatnonzero(~ignored) if low <= areas[j] < high]
+             for name, (low, high) in SIZES.items()}
     return {"kinds": kinds, "found": {name: (sum(j in taken for j in mine), len(mine)) for name, mine in sizes.items()}}
 
 

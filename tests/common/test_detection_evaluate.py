@@ -34,7 +34,7 @@ def crowded(tmp_path_factory):
 
 
 def yolov1_perfect(images, training):
-    """Predictions [B, 676, C + 1 + 5]: class 0 and an object in each cell of white pictures, each with its own score."""
+    """Predictions [B, 676, C + 1 + 5]: class 0 and an object in each cell of white pictures, all scores differ."""
     sure = tf.reduce_mean(images, axis=[1, 2, 3])[:, None] * tf.linspace(0.5, 1.0, CELLS**2)
     constant = tf.constant([1.0, 0.0, 0.0, 0.5, 0.5, 10 / SIDE, 10 / SIDE])
     return tf.concat([tf.tile(constant[None, None], [tf.shape(images)[0], CELLS**2, 1]), sure[..., None]], axis=-1)
@@ -84,8 +84,8 @@ def test_perfect_detector_of_more_objects_than_detections_are_kept(article, crow
     cut = found_by(article, crowded, 300)
     summary, _ = detection_evaluate.summarize(cut, ["dot", "never"])
     assert summary["voc10_map"] == pytest.approx(300 / 676)
-    assert summary["notes"][1] == ("note: 1 of 2 pictures have more than 300 objects, and no more than that are detected "
-                                   "in a picture: the others count as missed.")
+    assert summary["notes"][1] == ("note: 1 of 2 pictures have more than 300 objects, and no more than that are "
+                                   "detected in a picture: the others count as missed.")
 
 
 @pytest.mark.parametrize("small, train", [(yolov1_small, yolov1_train), (yolov3_small, yolov3_train)])
@@ -151,8 +151,8 @@ def test_validation_without_objects_says_that_no_epoch_is_best(tmp_path, capsys)
     dataset = yolov1_evaluate.batches(folder, "val", strategy, image_size=32, batch_size=2)
     metrics, _ = detection_evaluate.validate(detect, dataset, strategy, folder=folder, split="val", labels=["a"])
     assert np.isnan(metrics["map50"])
-    assert capsys.readouterr().err == ("note: no picture has an object: there is no average precision to measure, it is "
-                                       "nan. No epoch of val is kept as the best.\n")
+    assert capsys.readouterr().err == ("note: no picture has an object: there is no average precision to measure, it "
+                                       "is nan. No epoch of val is kept as the best.\n")
     assert records.read_manifest(folder)["splits"]["val"]["most_objects"] == 0
 
 

@@ -94,7 +94,8 @@ def test_subsets_vary_around_the_value_of_all():
 
 def test_spread_of_subsets_of_which_there_is_one():
     x, y = features(1200, 3), features(1001, 3)
-    assert np.isnan(frechet.kernel_distance(x[:60], y[:60])[1]) and np.isnan(frechet.kernel_distance(x[:1000], y[:1000])[1])
+    for count in (60, 1000):
+        assert np.isnan(frechet.kernel_distance(x[:count], y[:count])[1])
     assert frechet.kernel_distance(x[:61], y[:60])[1] > 0 and frechet.kernel_distance(x, y, subsets=2)[1] > 0
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 import tensorflow as tf
 
-from common import images, media
+from common import decoding, detection, images, media
 from common.errors import UserError
 
 
@@ -103,11 +103,12 @@ def test_transparency_on_white_is_the_same_everywhere(kind, tmp_path):
     assert plain.repairs[-1] == COUNTED
     np.testing.assert_array_equal(images.decode(plain.data), np.asarray(seen)[..., :3])
     np.testing.assert_array_equal(media.read_picture(path), np.asarray(seen)[..., :3])
+    np.testing.assert_array_equal(decoding.decode(plain.data), np.asarray(seen)[..., :3])  # as training reads it
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_opaque_pictures_are_no_transparent_ones(bits):
-    """Palettes of less than 8 bits too, where TensorFlow's fourth channel is not 255, and alpha that is 255 all over."""
+    """Palettes of less than 8 bits too, where TensorFlow's fourth channel is not 255, and alpha that is all 255."""
     rng = np.random.default_rng(0)
     colors = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).quantize(2**bits)
     for picture, options in ((colors, {"bits": bits}), (colors.convert("RGBA"), {})):
@@ -143,3 +144,11 @@ def test_orientation_is_baked_in_where_asked(orientation, kind, tmp_path):
     assert (built.height, built.width) == seen.shape[:2]
     difference = np.abs(images.decode(built.data).numpy().astype(int) - seen)
     assert difference.mean() < (5 if kind == "JPEG" else 1e-9)  # JPEG is encoded once more
+
+
+def test_builders_count_transparent_pictures(tmp_path):
+    boxes_xyxy = np.array([[1, 1, 5, 5]])
+    source = detection.Source("set", ["a"], {"train": ["rgba", "palette", "16 bits"]}, lambda kind: (
+        detection.Annotation(transparent(kind), f"{kind}.png", boxes_xyxy, [0])))
+    report = detection.build_records(source, tmp_path, progress=False)
+    assert report.repaired == {COUNTED: 3} and report.manifest["repaired"] == {COUNTED: 3}
