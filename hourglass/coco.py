@@ -87,6 +87,8 @@ class _File:
             raise UserError(f"{path} must have one list of keypoints in its categories, and has {len(kinds)}. Give a "
                             "person_keypoints file.")
         self.labels = list(kinds.pop())
+        if len(set(self.labels)) < len(self.labels):
+            raise UserError(f"{path} must have keypoints of different names, and repeats one. Rename it.")
         self.skeleton = self._skeleton(next(iter(with_joints.values())).get("skeleton") or [])
         self.persons, self.objects = {}, 0
         for number, entry in self._by_id(content, "annotations").items():

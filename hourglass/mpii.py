@@ -19,7 +19,6 @@ HEAD_BIAS = 0.6        # MPII's evaluation code: of the diagonal of the head's b
 CENTER_SHIFT = 15.0
 NAME = "mpii"          # the data set whose centres are moved, and whose pixels count from 1
 
-
 # Why some are left out.
 HIDDEN = "pictures of the test set, whose joints are not published"
 NO_JOINTS = "persons without annotated joints"
@@ -177,6 +176,7 @@ class _Heads:
         self.file, count = file, len(part.entries)
         content = annotations.load_mat(file)
         boxes = np.asarray(content.get("headboxes_src", np.zeros(0)))
+        boxes = boxes[..., None] if boxes.ndim == 2 else boxes        # Matlab drops the axis of a single person
         if boxes.ndim != 3 or boxes.shape[:2] != (2, 2):
             raise UserError(f"{file} must have headboxes_src of 2 x 2 x P numbers, and has "
                             f"{' x '.join(map(str, boxes.shape))}. Correct it or move it away.")
@@ -190,9 +190,9 @@ class _Heads:
             shape = len(MPII.labels), count
             self.missing = annotations.numbers(content["jnt_missing"], shape, "jnt_missing", file).T > 0
         if "pos_gt_src" in content:
-            shape = len(MPII.labels), 2, count
-            self._require_order(annotations.numbers(content["pos_gt_src"], shape, "pos_gt_src", file, finite=False),
-                                part)
+            shape, joints_xy = (len(MPII.labels), 2, count), content["pos_gt_src"]
+            joints_xy = joints_xy[..., None] if joints_xy.ndim == 2 else joints_xy
+            self._require_order(annotations.numbers(joints_xy, shape, "pos_gt_src", file, finite=False), part)
 
     def _require_order(self, joints_xy, part):
         """Raises UserError where the joints [J, 2, P] are those of other persons than the JSON file's."""

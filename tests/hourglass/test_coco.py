@@ -103,6 +103,7 @@ def test_a_broken_coco_person_is_named(tmp_path, changes, words):
     ({"images": [{"id": 7, "file_name": "a"}, {"id": 7, "file_name": "b"}]}, "ids that differ in images"),
     ({"categories": [{"id": 1, "name": "person"}]}, "one list of keypoints in its categories, and has 0"),
     ({"categories": [{"id": 1, "keypoints": NAMES, "skeleton": [[0, 1]]}]}, "pairs of joints 1 to 17"),
+    ({"categories": [{"id": 1, "keypoints": ["nose", "eye", "eye"]}]}, "keypoints of different names"),
 ])
 def test_broken_parts_of_coco(tmp_path, changes, words):
     with pytest.raises(UserError, match=words):

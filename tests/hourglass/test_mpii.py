@@ -157,6 +157,16 @@ def test_head_boxes_beside_valid_json(tmp_path, capsys):
     assert heads == [30, 60]
 
 
+def test_the_head_of_a_single_person(tmp_path):
+    """Matlab has no third axis of length one."""
+    root = write_mpii(tmp_path, valid=[entry()])
+    scipy.io.savemat(root / "annot" / "gt_valid.mat", {
+        "headboxes_src": np.array([[100, 100], [106, 108]], np.uint16), "jnt_missing": np.zeros([16, 1]),
+        "pos_gt_src": np.array(entry()["joints"])})
+    (person, _), = mended(sources.find("mpii", root))
+    assert person.head_size == 6
+
+
 def test_head_boxes_of_other_persons(tmp_path):
     persons = [entry(joints=[[20 + 30 * i + 5 * k, 50 + 5 * k] for k in range(16)]) for i in range(12)]
     root = write_mpii(tmp_path, train=[entry()], valid=persons)
