@@ -82,6 +82,11 @@ def decode_file(data, kind):
     return image, alpha if alpha is not None and alpha.min() < 255 else None
 
 
+def frame_count(data, kind):
+    """How many pictures an encoded GIF or WebP holds, of which `decode_file` takes the first; 1 of other kinds."""
+    return getattr(Image.open(io.BytesIO(data)), "n_frames", 1) if kind in ("gif", "webp") else 1
+
+
 def _has_alpha(image_bytes):
     """bool: a PNG with alpha for each pixel (colour types 4 and 6, byte 25), or with a chunk that says what is
     transparent; works in a graph.
@@ -140,6 +145,8 @@ def prepare(data, name, *, annotated_size=None, turned=False, on_white=False, ma
     kept, repairs = header.format in ("jpeg", "png"), []
     if not kept:
         repairs.append(f"{header.format} stored as png")
+    if frame_count(data, header.format) > 1:
+        repairs.append("first of several pictures in a file taken")
     if alpha is not None and on_white:
         image, kept = lay_on_white(image, alpha).numpy(), False
         repairs.append("picture with transparency laid on white")

@@ -17,6 +17,7 @@ from common import building, decoding, images, splits
 from common.errors import UserError
 
 PICTURES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"}
+ANIMATED = {".gif", ".webp"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts"}
 DEFAULT_FPS = 25.0  # where a camera or a file does not say
 PATIENCE = 100      # frames without a picture behind which, where a file claims no more, nothing is expected
@@ -39,8 +40,9 @@ def frames(arguments, on_unreadable, *, on_white=False, max_pixels=images.MAX_PI
     """Yields a `Frame` for each picture and each frame of each video, in the order of the arguments.
 
     arguments: files, folders (their pictures and videos, not those of sub-folders), globs ("**" too), or
-    camera numbers. Calls `on_unreadable(name, reason)` for whatever gives no frame, for a video that did not give all
-    of its frames, and for what is left out of a folder; and goes on. on_white: as in `read_picture`.
+    camera numbers. Calls `on_unreadable(name, reason)` for whatever gives no frame, for a video or an animated picture
+    that did not give all of its frames, and for what is left out of a folder; and goes on. on_white: as in
+    `read_picture`.
     """
     # All are found before the first is given out, so that what is made of one is not a source itself.
     for source in [source for argument in arguments for source in _expand(argument, on_unreadable)]:
@@ -76,10 +78,7 @@ def read_picture(path, *, on_white=False, max_pixels=images.MAX_PIXELS):
     Raises `Unreadable`. Gray and palette pictures become three channels, 16 bits become 8. Transparency is dropped,
     which shows whatever colour a file has behind it; on_white: it lies on white, as `images.lay_on_white` has it.
     """
-    try:
-        data = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise Unreadable(error.strerror) from None
+    data = _bytes_of(path)
     try:
         header = images.read_header(data)
     except ValueError as error:
@@ -103,6 +102,13 @@ def read_picture(path, *, on_white=False, max_pixels=images.MAX_PIXELS):
     return np.ascontiguousarray(images.upright(image, header.orientation))
 
 
+def _bytes_of(path):
+    try:
+        return pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise Unreadable(error.strerror) from None
+
+
 def _frames_of(source, on_white, max_pixels):
     path = pathlib.Path(source)
     if not path.exists():
@@ -115,6 +121,11 @@ def _frames_of(source, on_white, max_pixels):
         yield from _video(source, source)
     else:
         yield Frame(source, 0, read_picture(path, on_white=on_white, max_pixels=max_pixels), None, first=True)
+        if path.suffix.lower() in ANIMATED:
+            data = _bytes_of(path)
+            count = images.frame_count(data, images.read_header(data).format)
+            if count > 1:
+                raise Unreadable(f"1 of its {count} pictures is read, the first; a video of them would give all")
 
 
 def _video(handle, name):
@@ -151,7 +162,7 @@ class VideoWriter:
     """Writes RGB frames to an MP4 file, or AVI where this OpenCV cannot write MP4; use it with `with`.
 
     The file has its name only when it is complete: at the end of the `with` block, also after Ctrl-C. After an error
-    there is none.
+    there is none. MP4 has even sizes: of odd ones the last column or row is left out.
     """
 
     def __init__(self, path, fps, size):

@@ -61,10 +61,16 @@ def network(model, image_size, runtime="keras"):
     return frozen if runtime == "keras" else openvino_network(frozen)
 
 
-def bundle_network(folder, runtime="keras"):
-    """(network, config) of an exported bundle; its outputs stand in the order of their names."""
+def bundle_network(folder, runtime="keras", *, article=None):
+    """(network, config) of an exported bundle; its outputs stand in the order of their names.
+
+    Raises UserError where it is of another article than `article`.
+    """
     folder = export.resolve_version(folder)
     config = export.read_config(folder)
+    if article and config.get("article") != article:
+        raise UserError(f"--bundle must be one that {article}.export wrote, and {folder} is of "
+                        f"{config.get('article')!r}.")
     signature = tf.saved_model.load(str(folder)).signatures["network"]
     names = sorted(signature.structured_outputs)
 

@@ -61,10 +61,10 @@ class Writer:
         if os.path.exists(source):
             stem = pathlib.Path(source).stem
         name, number = stem, 2
-        while name in self._names or any(_identity(self.folder / (name + suffix)) in self._sources
+        while name.casefold() in self._names or any(_identity(self.folder / (name + suffix)) in self._sources
                                          for suffix in (".png", ".mp4", ".avi")):
             name, number = f"{stem}_{number}", number + 1
-        self._names.add(name)
+        self._names.add(name.casefold())  # some systems have one file for all spellings
         return name
 
     def _close_video(self):

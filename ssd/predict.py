@@ -68,7 +68,7 @@ def load_network(flags):
     """(network, config) that --run, --weights or --bundle stands for."""
     detection_predict.require_one(flags, ["run", "weights", "bundle"])
     if flags.bundle:
-        return runtime.bundle_network(flags.bundle, flags.runtime)
+        return runtime.bundle_network(flags.bundle, flags.runtime, article="ssd")
     precision = detection_predict.policy(flags)
     if flags.run:
         model, config = load_run(flags.run, flags.which, precision)

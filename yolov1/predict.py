@@ -57,7 +57,7 @@ def load_detect(flags):
     """(detect, config) of the command line, of --run or --bundle."""
     detection_predict.require_one(flags, ["run", "bundle"])
     if flags.bundle:
-        infer, config = runtime.bundle_network(flags.bundle, flags.runtime)
+        infer, config = runtime.bundle_network(flags.bundle, flags.runtime, article="yolov1")
     else:
         model, config = load_run(flags.run, flags.which, detection_predict.policy(flags))
         infer = runtime.network(model, config["image_size"], flags.runtime)

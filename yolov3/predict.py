@@ -79,7 +79,7 @@ def load_network(flags):
     if flags.bundle:
         if size:
             raise UserError("--image_size is fixed in a bundle; leave it out, or give --run.")
-        return runtime.bundle_network(flags.bundle, flags.runtime)
+        return runtime.bundle_network(flags.bundle, flags.runtime, article="yolov3")
     precision = detection_predict.policy(flags)
     if flags.run:
         model, config = load_run(flags.run, flags.which, precision)

@@ -7,8 +7,9 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from common import media, writer
+from common import images, media, writer
 from common.errors import UserError
 
 
@@ -211,3 +212,17 @@ def test_a_video_that_the_disk_does_not_take_is_an_error(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_animated_picture_gives_its_first_and_says_so(kind, tmp_path):
+    frames = [Image.fromarray(np.full([8, 8, 3], shade, np.uint8)) for shade in (40, 120, 200)]
+    path = tmp_path / f"a.{kind}"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    (frame,), unreadable = read([path])
+    assert abs(frame.image.mean() - 40) < 3
+    assert unreadable == {str(path): "1 of its 3 pictures is read, the first; a video of them would give all"}
+    built = images.prepare(path.read_bytes(), str(path))
+    assert built.repairs == (f"{kind} stored as png", "first of several pictures in a file taken")
+    frames[0].save(path)
+    assert read([path])[1] == {} and len(images.prepare(path.read_bytes(), str(path)).repairs) == 1

@@ -39,6 +39,12 @@ def test_sources_of_one_name_get_names_of_their_own(tmp_path):
     assert draw(sources, tmp_path / "out") == ["photo.png", "photo_2.png", "photo_3.png"]  # results are replaced
 
 
+def test_names_differ_by_more_than_case(tmp_path):
+    """Some systems have one file for both spellings."""
+    sources = [picture(tmp_path / folder / name) for folder, name in (("a", "Photo.png"), ("b", "photo.png"))]
+    assert draw(sources, tmp_path / "out") == ["Photo.png", "photo_2.png"]
+
+
 @pytest.mark.parametrize("folder", [".", "a"])
 def test_no_source_is_replaced(tmp_path, monkeypatch, folder):
     """The folder of the sources as --out, or one that holds some of them, also under another spelling."""

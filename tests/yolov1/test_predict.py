@@ -128,3 +128,8 @@ def test_folder_that_is_no_run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"article": "yolov3"}))
     with pytest.raises(UserError, match="must be a run of yolov1.*'yolov3'"):
         predict.load_run(tmp_path)
+
+
+def test_a_bundle_of_another_article_is_refused(bundle):
+    with pytest.raises(UserError, match="--bundle must be one that ssd.export wrote, and .* is of 'yolov1'."):
+        runtime.bundle_network(bundle, article="ssd")
