@@ -14,7 +14,7 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from common import building, images
+from common import building, images, splits
 from common.errors import UserError
 
 KIND = "detection"
@@ -48,6 +48,16 @@ class Source(NamedTuple):
     origin: str = ""  # where the data come from, for the manifest
     left_out: dict = {}  # reason -> names of files or objects that the reader passed over
     notes: tuple = ()  # sentences on what is no mistake for certain
+
+
+def divide(parts, key):
+    """({split: items}, notes) of {split: items} in which those under None are of no split: these are for training.
+
+    Where nothing is val, a tenth of them is, by a hash of their keys. key: item -> its name.
+    """
+    dealt = splits.deal(parts.get(None, []), {} if "val" in parts else {"val": VAL_SHARE}, key=key)
+    parts = parts | dealt
+    return {split: parts[split] for split in splits.SPLITS if split in parts}, [DEALT] * ("val" in dealt)
 
 
 def encode_example(image_bytes, height, width, filename, boxes_xyxy, labels, *, difficult=None, is_crowd=None,

@@ -9,18 +9,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common import coco_values, media, splits
-from common.detection import DEALT, VAL_SHARE, Annotation, Source
+from common.detection import Annotation, Source, divide
 from common.errors import UserError
 
 def coco(parts, name="coco", labels=None, left_out=None):
     """The Source of COCO JSON files: `parts` maps a split to (JSON file, folder of pictures), see `find_parts`.
 
     Category ids become 0, 1, ... in their order. Crowd objects are kept and marked. An object that is listed
-    twice is taken once. Of a file that stands under None, a tenth of the pictures is dealt to val by a hash of their
-    names, where no file is val's. left_out: {reason: paths} to which pictures that no file names are added. A UserError
-    names the file and the id: at once for missing keys, unknown or repeated image ids, repeated ids and pictures,
-    sizes and flags that are none, and boxes that are all fractions; when the picture is loaded for boxes that are not
-    four finite numbers or have a negative side.
+    twice is taken once. The file under None is of no split, see `divide`. left_out: {reason: paths} to which
+    pictures that no file names are added. A UserError names the file and the id: at once for missing keys, unknown or
+    repeated image ids, repeated ids and pictures, and boxes that are all fractions; when the picture is loaded for
+    boxes that are not four finite numbers or have a negative side, and for sizes and flags that are none.
     """
     sets = {split: _CocoFile(file, images) for split, (file, images) in parts.items()}
     if labels is None:
@@ -37,16 +36,10 @@ def coco(parts, name="coco", labels=None, left_out=None):
     ids = {label: i for i, label in enumerate(labels)}
     divided = {split: [_CocoItem(part, image) for image in part.images] for split, part in sets.items()}
     notes = [line for split, part in sets.items() if (line := part.crowd_line(split or "train"))]
-    if None in divided:
-        shares = {} if "val" in divided else {"val": VAL_SHARE}
-        dealt = splits.deal(divided.pop(None), shares, key=lambda item: item.image[1])
-        divided |= dealt
-        if "val" in dealt:
-            notes.append(DEALT)
-    divided = {split: divided[split] for split in splits.SPLITS if split in divided}
+    divided, dealt = divide(divided, key=lambda item: item.image[1])
     origin = ", ".join(part.path.name for part in sets.values())
     return Source(name, list(labels), divided, lambda item: item.part.annotation(item.image, ids),
-                  f"COCO layout, {origin}", _unnamed(sets.values(), left_out or {}), notes)
+                  f"COCO layout, {origin}", _unnamed(sets.values(), left_out or {}), notes + dealt)
 
 
 def find_parts(source, prefix="instances_"):

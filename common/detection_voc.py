@@ -10,7 +10,7 @@ import defusedxml.ElementTree
 import numpy as np
 
 from common import coco_values, files, media, splits
-from common.detection import DEALT, VAL_SHARE, Annotation, Source
+from common.detection import Annotation, Source, divide
 from common.detection_coco import few
 from common.errors import UserError
 
@@ -24,12 +24,13 @@ def voc(folder, name="voc", labels=None):
     XML files may lie beside their pictures, and splits may be folders, each such a folder; where none is for training,
     `folder` itself is. VOC counts pixels from 1 and its maxima belong to the box: left = xmin - 1, right = xmax, so
     that a box is xmax - xmin + 1 wide. One with xmax = xmin or ymax = ymin is nevertheless dropped as one without
-    area: annotation tools write it for a click without a drag. Maxima below minima are swapped. With neither lists nor
-    folders a tenth is dealt to val by a hash of the names; with trainval alone, that is train. labels: class names,
-    None those that are found. Raises UserError.
+    area: annotation tools write it for a click without a drag. Maxima below minima are swapped. With trainval alone,
+    that is train; with neither lists nor folders, see `divide`. labels: class names, None those that are found. Raises
+    UserError.
     """
     folder = pathlib.Path(folder)
-    parts, pictures, notes, left_out = _find(folder)
+    parts, pictures, left_out = _find(folder)
+    parts, notes = divide(parts, key=lambda path: path.relative_to(folder).as_posix())
     items = list(itertools.chain(*parts.values()))
     if not items:
         raise UserError(f"{folder / 'Annotations'} must hold XML files, and holds none.")
@@ -56,8 +57,11 @@ def _has_xml(folder):
 
 
 def _find(folder):
-    """({split: XML files}, {XML file: its pictures}, notes, {reason: what is left out}) of a folder in VOC layout."""
-    parts, pictures, notes, left_out = {}, {}, [], collections.defaultdict(list)
+    """({split: XML files}, {XML file: its pictures}, {reason: what is left out}) of a folder in VOC layout.
+
+    None is the split of those of which nothing says one.
+    """
+    parts, pictures, left_out = {}, {}, collections.defaultdict(list)
     given, others = splits.folders(folder)
     for split, place in given.items():
         found = _read_place(place, left_out)
@@ -68,20 +72,15 @@ def _find(folder):
             left_out["folders of splits without XML files"].append(place)
     if "train" in parts:
         left_out["files or folders beside the folders of splits"] += others
-        return parts, pictures, notes, left_out
+        return parts, pictures, left_out
     found = _read_place(folder, left_out, given.values())
     pictures |= found
     listed = _lists(folder, {path.stem: path for path in found}, left_out) if found and not parts else {}
     if listed:
         named = set(itertools.chain(*listed.values()))
         left_out["XML files that no list in ImageSets/Main names"] += [path for path in found if path not in named]
-        return listed, pictures, notes, left_out
-    if found:
-        dealt = splits.deal(list(found), {} if "val" in parts else {"val": VAL_SHARE},
-                            key=lambda path: path.relative_to(folder).as_posix())
-        notes += [DEALT] if "val" in dealt else []
-        parts |= dealt
-    return {split: parts[split] for split in splits.SPLITS if split in parts}, pictures, notes, left_out
+        return listed, pictures, left_out
+    return ({None: list(found), **parts} if found else parts), pictures, left_out
 
 
 def _read_place(folder, left_out, known=()):

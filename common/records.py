@@ -398,7 +398,7 @@ def _read_chunk(chunk):
 def _entry(folder, split, command=None):
     splits = read_manifest(folder)["splits"]
     if split not in splits:
-        raise UserError(_no_match(folder, split, f"The set holds {', '.join(splits)}. {_build(command)}"))
+        raise UserError(_no_match(folder, split, f"The set holds {', '.join(splits)}, as its source does: add {split} there. {_build(command)}"))
     return splits[split]
 
 

@@ -101,7 +101,7 @@ def find_layout(folder):
 
     Splits are folders; where none is for training, `folder` itself is. Raises UserError.
     """
-    folder, parts, notes, left_out = pathlib.Path(folder), {}, [], collections.defaultdict(list)
+    folder, parts, left_out = pathlib.Path(folder), {}, collections.defaultdict(list)
     given, others = splits.folders(folder)
     for split, place in given.items():
         parts[split] = _pairs(place, left_out)
@@ -110,14 +110,11 @@ def find_layout(folder):
     parts = {split: pairs for split, pairs in parts.items() if pairs}
     if "train" in parts:
         left_out["files or folders beside the folders of splits"] += [path for path in others if path.name != NAMES]
-        return parts, notes, left_out
-    pairs = _pairs(folder, left_out, given.values())
-    if pairs:
-        dealt = splits.deal(pairs, {} if "val" in parts else {"val": detection.VAL_SHARE},
-                            key=lambda pair: pair[0].relative_to(folder).as_posix())
-        notes += [detection.DEALT] if "val" in dealt else []
-        parts |= dealt
-    return {split: parts[split] for split in splits.SPLITS if split in parts}, notes, left_out
+    else:
+        pairs = _pairs(folder, left_out, given.values())
+        parts |= {None: pairs} if pairs else {}
+    parts, notes = detection.divide(parts, key=lambda pair: pair[0].relative_to(folder).as_posix())
+    return parts, notes, left_out
 
 
 def _pairs(folder, left_out, known=()):

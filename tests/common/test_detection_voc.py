@@ -258,3 +258,11 @@ def test_classes_of_one_name_in_two_spellings_are_said(tmp_path, capsys):
     assert "note: classes that differ" in capsys.readouterr().out
     with pytest.raises(UserError, match="Classes must have different names"):
         detection.build_records(source._replace(labels=["cat", "cat"]), tmp_path / "out", progress=False)
+
+
+def test_folders_in_lower_case(tmp_path):
+    root = write_voc(tmp_path, {"a": SIZE + thing()})
+    (root / "Annotations").rename(root / "annotations")
+    (root / "JPEGImages").rename(root / "images")
+    source = detection_sources.find("mine", root)
+    assert source.load(source.splits["train"][0]).image == root / "images" / "a.jpg" and not named(source)
