@@ -34,7 +34,7 @@ DEFAULTS = {
 # Learns in about three minutes on two CPU cores.
 DEMO = {
     "num_stacks": 2, "filters": 64, "order": 3, "image_size": 96, "batch_size": 8, "epochs": 24,
-    "optimizer": "adam", "learning_rate": 3e-2, "schedule": "cosine", "warmup_steps": 100, "eval_every": 6,
+    "optimizer": "adam", "learning_rate": 1e-2, "schedule": "cosine", "warmup_steps": 100, "eval_every": 6,
 }
 
 # What shapes the network, the data or the course of training; a run keeps these when it is resumed.
