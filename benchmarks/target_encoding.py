@@ -19,13 +19,14 @@ BATCH, COUNTS = 32, (5, 20, 50)
 
 
 def load(most, seed=0):
-    """boxes_xyxy float32 [B, N, 4], labels int32 [B, N], -1 behind the last."""
+    """boxes_xyxy float32 [B, N, 4], labels int32 [B, N]; zeros and -1 behind the last."""
     rng = np.random.default_rng(seed)
     sides = np.exp(rng.uniform(np.log(0.03), np.log(0.9), (BATCH, most, 2)))
     corners = rng.random((BATCH, most, 2)) * (1 - sides)
     counts = rng.integers(1, most + 1, BATCH)
     labels = np.where(np.arange(most) < counts[:, None], rng.integers(20, size=(BATCH, most)), -1)
-    return np.concatenate([corners, corners + sides], axis=-1).astype(np.float32), labels.astype(np.int32)
+    boxes_xyxy = np.concatenate([corners, corners + sides], axis=-1) * (labels >= 0)[..., None]
+    return boxes_xyxy.astype(np.float32), labels.astype(np.int32)
 
 
 def numpy_targets(boxes_xyxy, labels, anchors):

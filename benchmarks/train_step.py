@@ -34,7 +34,7 @@ def batch(image_size, batch_size):
     labels = rng.integers(NUM_CLASSES, size=[batch_size, 8])
     grids = [preprocess.encode_targets(boxes, ids, ANCHORS, STRIDE_LIST, image_size, NUM_CLASSES)
              for boxes, ids in zip(truth, labels)]
-    return images, {"boxes_xyxy": truth, "grids": tuple(tf.stack(scale) for scale in zip(*grids))}
+    return images, {"boxes_xyxy": truth, "is_crowd": np.zeros(labels.shape, bool), "grids": tuple(tf.stack(scale) for scale in zip(*grids))}
 
 
 def our_step(image_size, batch_size, *, precision, batch_norm):
@@ -46,7 +46,7 @@ def our_step(image_size, batch_size, *, precision, batch_norm):
             net = yolov3_model.yolov3(NUM_CLASSES)
         finally:
             yolov3_model.BatchNormalization = layers.BatchNormalization
-    config = {**train.DEFAULTS, "precision": precision, "learning_rate": 1e-5}
+    config = {**train.DEFAULTS, "precision": precision, "learning_rate": 1e-5, "weight_decay": 5e-4}
     optimizer = train.make_optimizer(config, total_steps=1000)
     optimizer.build(net.trainable_variables)
     step = train.make_train_step(net, optimizer, strategy, loss=article_loss, anchors=ANCHORS, image_size=image_size,

@@ -30,31 +30,28 @@ def area(boxes_xyxy):
     return _area(*tf.unstack(tf.cast(boxes_xyxy, tf.float32), axis=-1))
 
 
-def iou(a_xyxy, b_xyxy):
-    """IoU [..., N, M] of every a [..., N, 4] with every b [..., M, 4]; 0 where the union is 0."""
-    a_xyxy, b_xyxy = tf.cast(a_xyxy, tf.float32), tf.cast(b_xyxy, tf.float32)
-    return iou_paired(a_xyxy[..., :, tf.newaxis, :], b_xyxy[..., tf.newaxis, :, :])
+def iou(a_xyxy, b_xyxy, is_crowd=None):
+    """IoU [..., N, M] of every a [..., N, 4] with every b [..., M, 4]; 0 where the union is 0.
 
-
-def share_inside(a_xyxy, b_xyxy):
-    """The share [..., N, M] of every a [..., N, 4] that lies in every b [..., M, 4]; 0 where a has no area.
-
-    What stands for the IoU with a crowd b, whose members are smaller than it by far (pycocotools, iscrowd).
+    is_crowd: bool, of every b [..., M] or of all []. With a crowd it is the share of a that lies in it, since members of
+    a crowd are smaller than it by far (pycocotools, iscrowd).
     """
     a_xyxy, b_xyxy = tf.cast(a_xyxy, tf.float32), tf.cast(b_xyxy, tf.float32)
-    a_low, a_high = tf.split(a_xyxy[..., :, tf.newaxis, :], 2, axis=-1)
-    b_low, b_high = tf.split(b_xyxy[..., tf.newaxis, :, :], 2, axis=-1)
-    sides = tf.maximum(tf.minimum(a_high, b_high) - tf.maximum(a_low, b_low), 0.0)
-    return tf.math.divide_no_nan(tf.reduce_prod(sides, axis=-1), area(a_xyxy)[..., tf.newaxis])
+    if is_crowd is not None and len(is_crowd.shape):
+        is_crowd = is_crowd[..., tf.newaxis, :]
+    return iou_paired(a_xyxy[..., :, tf.newaxis, :], b_xyxy[..., tf.newaxis, :, :], is_crowd)
 
 
-def iou_paired(a_xyxy, b_xyxy):
-    """IoU [...] of boxes [..., 4] with boxes [..., 4], one to one; 0 where the union is 0."""
+def iou_paired(a_xyxy, b_xyxy, is_crowd=None):
+    """IoU [...] of boxes [..., 4] with boxes [..., 4], one to one; 0 where the union is 0. is_crowd: as in `iou`."""
     a = a_left, a_top, a_right, a_bottom = tf.unstack(tf.cast(a_xyxy, tf.float32), axis=-1)
     b = b_left, b_top, b_right, b_bottom = tf.unstack(tf.cast(b_xyxy, tf.float32), axis=-1)
     intersection = _area(tf.maximum(a_left, b_left), tf.maximum(a_top, b_top),
                          tf.minimum(a_right, b_right), tf.minimum(a_bottom, b_bottom))
-    return tf.math.divide_no_nan(intersection, _area(*a) + _area(*b) - intersection)
+    rest = _area(*b) - intersection
+    if is_crowd is not None:
+        rest = tf.where(is_crowd, 0.0, rest)
+    return tf.math.divide_no_nan(intersection, _area(*a) + rest)
 
 
 def _area(left, top, right, bottom):

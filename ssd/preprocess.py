@@ -53,7 +53,8 @@ def encode_targets(boxes_xyxy, labels, anchors, threshold=THRESHOLD):
     owner = tf.gather_nd(owner, positive)
     offsets = models.encode(tf.gather(boxes_xyxy, owner), tf.gather_nd(anchors, positive))
     classes = tf.scatter_nd(positive, 1 + tf.gather(labels, owner), [total])
-    in_crowd = tf.reduce_any(boxes.share_inside(boxes.to_xyxy(anchors), crowds_xyxy) > threshold, axis=-1)
+    inside = boxes.iou(boxes.to_xyxy(anchors), crowds_xyxy, is_crowd=tf.constant(True))
+    in_crowd = tf.reduce_any(inside > threshold, axis=-1)
     return {"classes": tf.where(in_crowd & (classes == 0), -1, classes),
             "offsets": tf.scatter_nd(positive, offsets, [total, 4])}
 

@@ -55,7 +55,8 @@ def encode_batch(boxes_xyxy, labels, grid, num_classes):
     targets = tf.scatter_nd(place, tf.gather_nd(values, first), shape)
 
     corners = cell_corners(grid * grid)
-    inside = boxes.share_inside(tf.concat([corners, corners + 1], axis=-1) / grid, boxes_xyxy)     # [B, h * w, N]
+    cells_xyxy = tf.concat([corners, corners + 1], axis=-1) / grid
+    inside = boxes.iou(cells_xyxy, boxes_xyxy, is_crowd=tf.constant(True))               # [B, h * w, N]
     in_crowd = tf.reduce_any((inside > 0.5) & (solid & (labels < 0))[:, None], axis=-1)
     empty = tf.cast(in_crowd & (targets[..., -1] == 0), tf.float32)
     return tf.concat([targets[..., :-1], targets[..., -1:] - empty[..., None]], axis=-1)

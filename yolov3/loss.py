@@ -95,10 +95,7 @@ def not_ignored(logits, targets, anchors, image_size, threshold):
     predicted = boxes.to_xyxy(decode_boxes(logits, anchors, image_size))                  # [B, h, w, A, 4]
     shape = tf.shape(predicted)
     flat = tf.reshape(predicted, [shape[0], -1, 4])
-    overlap = boxes.iou(flat, targets["boxes_xyxy"])                                      # [B, h * w * A, N]
-    if "is_crowd" in targets:
-        inside = boxes.share_inside(flat, targets["boxes_xyxy"])
-        overlap = tf.where(targets["is_crowd"][:, tf.newaxis], inside, overlap)
+    overlap = boxes.iou(flat, targets["boxes_xyxy"], targets.get("is_crowd"))             # [B, h * w * A, N]
     return tf.cast(tf.reshape(tf.reduce_max(overlap, axis=-1), shape[:-1]) <= threshold, tf.float32)
 
 

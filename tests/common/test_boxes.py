@@ -155,3 +155,12 @@ def test_letterbox_and_back():
     np.testing.assert_array_equal(boxes.unletterbox_boxes(inside[1], 500, 375, 416), pixels[1])
     outside = boxes.unletterbox_boxes([[-1.0, -1.0, 2.0, 2.0]], 333, 500, 416)
     np.testing.assert_array_equal(outside, [[0, 0, 500, 333]])
+
+
+def test_of_a_crowd_counts_the_share_that_lies_in_it():
+    """4 x 4 in a crowd of 10 x 10: all of it, IoU 0.16; 4 x 4 half of it: 1/2, IoU 8 / 108; without area: 0."""
+    a = [[1, 1, 5, 5], [8, 0, 12, 4], [20, 20, 24, 24], [3, 3, 3, 3]]
+    b = [[0, 0, 10, 10], [0, 0, 10, 10]]
+    found = boxes.iou(a, b, tf.constant([True, False])).numpy()
+    np.testing.assert_allclose(found, [[1, 0.16], [0.5, 8 / 108], [0, 0], [0, 0]], rtol=1e-6)
+    np.testing.assert_array_equal(boxes.iou(a, b, tf.constant(True)).numpy()[:, 1], found[:, 0])
