@@ -19,6 +19,7 @@ S side of the pictures.
 import contextlib
 import os
 import pathlib
+import sys
 import tempfile
 import time
 import warnings
@@ -162,6 +163,9 @@ def measure(data, generator, pictures, threads=None):
 def read_folder(folder, image_size, limit):
     """The first pictures of a folder, as many as `limit` says, float32 [1, S, S, 3] in 0..1. Raises UserError."""
     def refuse(name, reason):
+        if reason.startswith("left out: "):  # of the folder, which may hold other things
+            print(f"note: {name}: {reason}", file=sys.stderr)
+            return
         raise UserError(f"--representative must be a folder of pictures, and {name} cannot be used: {reason}.")
 
     found = []

@@ -197,3 +197,13 @@ def test_command(tmp_path):
     assert found(np.zeros([1, 64, 64, 3], np.float32)).shape == (1, 64, 64, 3)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "README.md", "a2b_int8_dynamic.tflite", "b2a_int8_dynamic.tflite", "results.json"]
+
+
+def test_what_else_lies_in_the_folder_of_pictures_is_said(tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros([8, 8, 3], np.uint8))
+    (tmp_path / "notes.txt").write_text("none")
+    assert len(litert.read_folder(tmp_path, 8, 5)) == 1
+    assert capsys.readouterr().err == f"note: {tmp_path}: left out: 1 files of another kind (.txt): notes.txt\n"
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="--representative must be a folder of pictures, and .*b.png cannot be used"):
+        litert.read_folder(tmp_path, 8, 5)
