@@ -48,10 +48,10 @@ def iou_paired(a_xyxy, b_xyxy, is_crowd=None):
     b = b_left, b_top, b_right, b_bottom = tf.unstack(tf.cast(b_xyxy, tf.float32), axis=-1)
     intersection = _area(tf.maximum(a_left, b_left), tf.maximum(a_top, b_top),
                          tf.minimum(a_right, b_right), tf.minimum(a_bottom, b_bottom))
-    rest = _area(*b) - intersection
+    union = _area(*a) + _area(*b) - intersection
     if is_crowd is not None:
-        rest = tf.where(is_crowd, 0.0, rest)
-    return tf.math.divide_no_nan(intersection, _area(*a) + rest)
+        union = tf.where(is_crowd, _area(*a), union)
+    return tf.math.divide_no_nan(intersection, union)
 
 
 def _area(left, top, right, bottom):
