@@ -30,6 +30,7 @@ setup(
     extras_require={
         "test": [
             "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",  # two processes: one waits for child processes much of the time
             "opencv-python-headless>=4.14,<5",  # the Darknet reader that the tests check against; 5.0 has none
             "pycocotools>=2.0.11,<3",
             "mean-average-precision>=2021.4.26",
