@@ -69,8 +69,9 @@ def bundle_network(folder, runtime="keras", *, article=None):
     folder = export.resolve_version(folder)
     config = export.read_config(folder)
     if article and config.get("article") != article:
-        raise UserError(f"--bundle must be one that {article}.export wrote, and {folder} is of "
-                        f"{config.get('article')!r}.")
+        other = config.get("article")
+        raise UserError(f"--bundle must be one that {article}.export wrote, and {folder} is of {other!r}. Give another, "
+                        f"or use python -m {other}.predict.")
     signature = tf.saved_model.load(str(folder)).signatures["network"]
     names = sorted(signature.structured_outputs)
 

@@ -274,11 +274,7 @@ def load_network(flags):
     if flags.run:
         model, config = load_run(flags.run, flags.which, detection_predict.policy(flags))
         return runtime.network(last_stack(model), config["image_size"], flags.runtime), config
-    infer, config = runtime.bundle_network(flags.bundle, flags.runtime)
-    if config.get("article") != "hourglass":
-        raise UserError(f"--bundle must be one that hourglass.export wrote, and {flags.bundle} is of "
-                        f"{config.get('article')!r}. Bundles of detectors go with --detector.")
-    return infer, config
+    return runtime.bundle_network(flags.bundle, flags.runtime, article="hourglass")
 
 
 def load_persons(flags):
