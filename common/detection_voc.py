@@ -14,6 +14,7 @@ from common.detection import Annotation, Source, divide
 from common.detection_coco import few
 from common.errors import UserError
 
+_KINDS = media.PICTURES | splits.UNREAD_PICTURES
 _PICTURES = ("jpegimages", "images")  # folders of pictures, in any case
 _OTHER = ("imagesets", "segmentationclass", "segmentationobject")  # that hold nothing for detection, or lists
 
@@ -104,8 +105,7 @@ def _read_place(folder, left_out, known=()):
             rest.append(path)
     pictures, unused = {path: [] for path in xmls.values()}, []
     for path in rest:
-        is_picture = path.suffix.lower() in media.PICTURES | splits.UNREAD_PICTURES
-        found = pictures[xmls[path.stem]] if is_picture and path.stem in xmls else None
+        found = pictures[xmls[path.stem]] if path.suffix.lower() in _KINDS and path.stem in xmls else None
         if found is None:
             unused.append(path)
         elif found and found[0].parent != path.parent:

@@ -398,7 +398,8 @@ def _read_chunk(chunk):
 def _entry(folder, split, command=None):
     splits = read_manifest(folder)["splits"]
     if split not in splits:
-        raise UserError(_no_match(folder, split, f"The set holds {', '.join(splits)}, as its source does: add {split} there. {_build(command)}"))
+        held = f"The set holds {', '.join(splits)}, as its source does: add {split} there."
+        raise UserError(_no_match(folder, split, f"{held} {_build(command)}"))
     return splits[split]
 
 

@@ -60,7 +60,7 @@ def is_hidden(name):
 
 def entries(folder):
     """Paths in a folder, sorted by name, but for hidden ones."""
-    return sorted(path for path in pathlib.Path(folder).iterdir() if not is_hidden(path.name))
+    return [pathlib.Path(folder, name) for name in sorted(os.listdir(folder)) if not is_hidden(name)]
 
 
 def walk(folder):
