@@ -41,7 +41,7 @@ def encode_example(image, label=-1, filename=""):
     return tf.train.Example(features=tf.train.Features(feature={
         "image/raw": text(image.tobytes()), "image/height": ints(height), "image/width": ints(width),
         "image/channels": ints(channels), "image/class/label": ints(int(label)),
-        "image/filename": text(filename.encode())})).SerializeToString()
+        "image/filename": text(filename.encode())})).SerializeToString(deterministic=True)
 
 
 def parse(record):

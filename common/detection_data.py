@@ -23,8 +23,11 @@ def evaluation_dataset(folder, split, fit, *, image_size, batch_size, global_bat
     "boxes_xyxy" [B, N, 4] (fractions of the picture), "labels" (-1 fills up), "difficult", "is_crowd" and "area"
     (all [B, N]).
     """
+    num_classes = len(records.read_manifest(folder)["labels"])
+
     def prepare(item):
         example = detection.parse(item["record"])
+        example["labels"] = known_labels(example, num_classes, crowds=True)
         image = detection.decode_image(example["image_bytes"])
         shape = tf.shape(image)
         return {"images": fit(image, image_size), "index": item["index"],
@@ -165,24 +168,31 @@ def most_objects(folder, split):
     return int(counts.reduce(0, tf.maximum))
 
 
-def known_labels(labels, filenames, num_classes, article):
-    """`labels`, int32 [B, N], after `require_known`; for a dataset, whose error then is the UserError."""
-    def check(labels, filenames):
-        require_known(labels, filenames, num_classes, article)
+def known_labels(example, num_classes, crowds=False):
+    """Labels int32 [..., N] of what `detection.parse` or `parse_batch` gives, -1 for crowds and behind the last box.
+
+    crowds: theirs stay what they are. For a dataset, which ends with the UserError of `require_known`.
+    """
+    def check(labels, boxes_xyxy, filenames):
+        require_known(labels, boxes_xyxy, filenames, num_classes)
         return labels
 
-    return tf.ensure_shape(tf.numpy_function(check, [labels, filenames], tf.int32, stateful=False), labels.shape)
+    labels = example["labels"]
+    checked = tf.numpy_function(check, [labels, example["boxes_xyxy"], example["filename"]], tf.int32, stateful=False)
+    checked = tf.ensure_shape(checked, labels.shape)
+    return checked if crowds else tf.where(example["is_crowd"], -1, checked)
 
 
-def require_known(labels, filenames, num_classes, article):
-    """Raises UserError that names the first of B pictures with a class that is none of num_classes.
+def require_known(labels, boxes_xyxy, filenames, num_classes):
+    """Raises UserError that names a picture with an object of a class that is none of num_classes.
 
-    labels int [B, N], below 0 for what is no object; filenames [B] str or bytes. In a target of one hot classes such
-    an object would have none.
+    labels int [..., N], boxes_xyxy [..., N, 4], zero behind the last box; filenames bytes [...]. Such an object would
+    have no class in its target. In records they count from 1, so that one of 0, the background, is -1 here.
     """
-    bad = np.argwhere(labels >= num_classes)
+    bad = np.argwhere(((labels < 0) | (labels >= num_classes)) & np.any(boxes_xyxy != 0, axis=-1))
     if len(bad):
-        name, label = filenames[bad[0, 0]], labels[tuple(bad[0])]
-        name = name.decode(errors="replace") if isinstance(name, bytes) else name
-        raise UserError(f"{name} must have classes 0 to {num_classes - 1}, and has {label}. Examine the records: "
-                        f"python -m {article}.preprocess --check.")
+        *picture, place = bad[0]
+        name = np.asarray(filenames)[tuple(picture)]
+        name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+        raise UserError(f"{name} must have classes 0 to {num_classes - 1}, and has {labels[(*picture, place)]} (records "
+                        "count them from 1). Examine the records: preprocess.py --check.")

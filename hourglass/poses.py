@@ -130,7 +130,7 @@ def encode_example(person, image_bytes, height, width, image_format="jpeg"):
         "person/scale": floats(person.scale), "person/area": floats(person.area),
         "person/head_size": floats(person.head_size),
         "person/box/x": floats(x), "person/box/y": floats(y), "person/box/w": floats(w), "person/box/h": floats(h),
-    })).SerializeToString()
+    })).SerializeToString(deterministic=True)
 
 
 def parse(serialized, num_joints):

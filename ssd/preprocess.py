@@ -136,25 +136,24 @@ def training_dataset(folder, *, anchors, image_size, num_classes, batch_size, se
 
 
 def parsed(stream):
-    """A `records.dataset` as a dataset of what `jobs` needs; crowds, which are not one object, have the label -1."""
+    """A `records.dataset` as a dataset of what `jobs` needs."""
     def parse(item):
         example = detection.parse(item["record"])
         return {"epoch": item["epoch"], "index": item["index"], "name": example["filename"],
-                "image_bytes": example["image_bytes"], "boxes_xyxy": example["boxes_xyxy"],
-                "labels": tf.where(example["is_crowd"], -1, example["labels"])}
+                **{key: example[key] for key in ("image_bytes", "boxes_xyxy", "labels", "is_crowd")}}
 
     return stream.map(parse, num_parallel_calls=tf.data.AUTOTUNE).prefetch(16)
 
 
 def jobs(examples, num_classes):
-    """(epoch, index, payload of `augment.prepare`) of each of the `parsed` examples.
+    """(epoch, index, payload of `augment.prepare`) of each of the `parsed` examples; crowds have the label -1.
 
     Raises UserError for a class that is none of num_classes.
     """
     for item in examples.as_numpy_iterator():
-        detection_data.require_known(item["labels"][None], [item["name"]], num_classes, "ssd")
-        yield item["epoch"], item["index"], augment.pack(item["image_bytes"], item["name"], item["boxes_xyxy"],
-                                                         item["labels"])
+        detection_data.require_known(item["labels"], item["boxes_xyxy"], item["name"], num_classes)
+        labels = np.where(item["is_crowd"], -1, item["labels"])
+        yield item["epoch"], item["index"], augment.pack(item["image_bytes"], item["name"], item["boxes_xyxy"], labels)
 
 
 def evaluation_dataset(folder, split, *, image_size, batch_size, global_batch_size=None, limit=0):

@@ -35,7 +35,7 @@ def encode_example(text, label, source):
     return tf.train.Example(features=tf.train.Features(feature={
         "text": tf.train.Feature(bytes_list=tf.train.BytesList(value=text)),
         "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
-        "source": tf.train.Feature(bytes_list=tf.train.BytesList(value=source))})).SerializeToString()
+        "source": tf.train.Feature(bytes_list=tf.train.BytesList(value=source))})).SerializeToString(deterministic=True)
 
 
 def parse(serialized):

@@ -78,17 +78,15 @@ def training_dataset(folder, *, grid, image_size, num_classes, batch_size, seed,
     def prepare(item):
         example = detection.parse(item["record"])
         image = boxes.warp(detection.decode_image(example["image_bytes"]), image_size)
-        labels = tf.where(example["is_crowd"], -1, example["labels"])
-        return image, example["boxes_xyxy"], labels, example["filename"]
+        return image, example["boxes_xyxy"], detection_data.known_labels(example, num_classes)
 
-    def encode(images, boxes_xyxy, labels, filenames):
-        labels = detection_data.known_labels(labels, filenames, num_classes, "yolov1")
+    def encode(images, boxes_xyxy, labels):
         targets = encode_batch(boxes_xyxy, labels, grid, num_classes)
         return images, tf.ensure_shape(targets, [batch_size, grid * grid, num_classes + 5])
 
     dataset = stream.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = dataset.padded_batch(batch_size, ([image_size, image_size, 3], [None, 4], [None], []),
-                                   (0.0, 0.0, -1, ""), drop_remainder=True)
+    dataset = dataset.padded_batch(batch_size, ([image_size, image_size, 3], [None, 4], [None]), (0.0, 0.0, -1),
+                                   drop_remainder=True)
     return dataset.map(encode, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 

@@ -90,14 +90,14 @@ def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch
     def prepare(batch):
         example = detection.parse_batch(batch["record"])
         # A crowd is not learnt as one object; its box stays, so that what lies in it is not learnt as background.
-        labels = tf.where(example["is_crowd"], -1, example["labels"])
+        labels = detection_data.known_labels(example, num_classes)
         # Every example of a step gets the size that belongs to the step, on whichever replica it lands.
         step = (batch["epoch"][0] * per_epoch + batch["index"][0]) // global_batch_size
         draw = tf.random.stateless_uniform([], [seed, step // STEPS_PER_SIZE], 0, len(sizes), tf.int32)
         size = tf.constant(sizes)[draw] if multi_scale else image_size
         # One call for the whole batch: OpenCV leaves Python's lock, and several batches are on their way.
         images, boxes_xyxy, labels = tf.numpy_function(
-            lambda *arrays: _training_pictures(*arrays, seed, augmented, num_classes),
+            lambda *arrays: _training_pictures(*arrays, seed, augmented),
             [example["image_bytes"], example["filename"], example["boxes_xyxy"], labels, batch["epoch"],
              batch["index"], size], (tf.uint8, tf.float32, tf.int32), stateful=False)
         boxes_xyxy = tf.ensure_shape(boxes_xyxy, [batch_size, None, 4])
@@ -114,12 +114,8 @@ def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def _training_pictures(image_bytes, filenames, boxes_xyxy, labels, epoch, index, size, seed, augmented, num_classes):
-    """(images uint8 [B, S, S, 3], boxes_xyxy float32 [B, N, 4] in fractions of them, labels int32 [B, N]).
-
-    Raises UserError for a picture that cannot be decoded and for a class that is none of num_classes.
-    """
-    detection_data.require_known(labels, filenames, num_classes, "yolov3")
+def _training_pictures(image_bytes, filenames, boxes_xyxy, labels, epoch, index, size, seed, augmented):
+    """(images uint8 [B, S, S, 3], boxes_xyxy float32 [B, N, 4] in fractions of them, labels int32 [B, N])."""
     images = np.empty([len(image_bytes), size, size, 3], np.uint8)
     placed_xyxy, kept_labels = np.zeros_like(boxes_xyxy), np.full_like(labels, -1)
     for i, (data, filename) in enumerate(zip(image_bytes, filenames)):
