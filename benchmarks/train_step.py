@@ -34,7 +34,8 @@ def batch(image_size, batch_size):
     labels = rng.integers(NUM_CLASSES, size=[batch_size, 8])
     grids = [preprocess.encode_targets(boxes, ids, ANCHORS, STRIDE_LIST, image_size, NUM_CLASSES)
              for boxes, ids in zip(truth, labels)]
-    return images, {"boxes_xyxy": truth, "is_crowd": np.zeros(labels.shape, bool), "grids": tuple(tf.stack(scale) for scale in zip(*grids))}
+    return images, {"boxes_xyxy": truth, "is_crowd": np.zeros(labels.shape, bool),
+                    "grids": tuple(tf.stack(scale) for scale in zip(*grids))}
 
 
 def our_step(image_size, batch_size, *, precision, batch_norm):

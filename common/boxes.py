@@ -33,8 +33,8 @@ def area(boxes_xyxy):
 def iou(a_xyxy, b_xyxy, is_crowd=None):
     """IoU [..., N, M] of every a [..., N, 4] with every b [..., M, 4]; 0 where the union is 0.
 
-    is_crowd: bool, of every b [..., M] or of all []. With a crowd it is the share of a that lies in it, since members of
-    a crowd are smaller than it by far (pycocotools, iscrowd).
+    is_crowd: bool, of every b [..., M] or of all []. With a crowd it is the share of a that lies in it, since members
+    of a crowd are smaller than it by far (pycocotools, iscrowd).
     """
     a_xyxy, b_xyxy = tf.cast(a_xyxy, tf.float32), tf.cast(b_xyxy, tf.float32)
     if is_crowd is not None and len(is_crowd.shape):

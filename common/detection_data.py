@@ -194,5 +194,6 @@ def require_known(labels, boxes_xyxy, filenames, num_classes):
         *picture, place = bad[0]
         name = np.asarray(filenames)[tuple(picture)]
         name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-        raise UserError(f"{name} must have classes 0 to {num_classes - 1}, and has {labels[(*picture, place)]} (records "
-                        "count them from 1). Examine the records: preprocess.py --check.")
+        label = labels[(*picture, place)]
+        raise UserError(f"{name} must have classes 0 to {num_classes - 1}, and has {label} (records count them from 1). "
+                        "Examine the records: preprocess.py --check.")

@@ -39,7 +39,8 @@ def encode_example(picture, filename):
 
     return tf.train.Example(features=tf.train.Features(feature={
         "image/encoded": text(picture.data), "image/height": ints(picture.height),
-        "image/width": ints(picture.width), "image/filename": text(filename.encode())})).SerializeToString(deterministic=True)
+        "image/width": ints(picture.width), "image/filename": text(filename.encode()),
+    })).SerializeToString(deterministic=True)
 
 
 def parse(record):

@@ -156,9 +156,10 @@ def view(image, boxes_xyxy, labels, window, size, interpolation=cv2.INTER_LINEAR
     """What is in the window, warped to a square: (image uint8 [S, S, 3], boxes_xyxy [K, 4] fractions, labels [K]).
 
     boxes_xyxy [N, 4] pixels of the picture. Objects whose centre is in the window stay, clipped to it (the centre
-    rule of Caffe, whose author's article first kept all, unclipped), and crowds (label -1) that reach into it. Outside of the picture is `MEAN`, which
-    `colors` leaves as it is. Caffe pastes the picture into a canvas of up to 16 times its size; here it is
-    resized straight to its place, which is rounded to whole pixels of the view, and the boxes with it.
+    rule of Caffe, whose author's article first kept all, unclipped), and crowds (label -1) that reach into it. Outside
+    of the picture is `MEAN`, which `colors` leaves as it is. Caffe pastes the picture into a canvas of up to 16 times
+    its size; here it is resized straight to its place, which is rounded to whole pixels of the view, and the boxes
+    with it.
     """
     left, top, right, bottom = window
     height, width = image.shape[:2]

@@ -193,8 +193,8 @@ def from_darknet(weights, labels, name=None, *, width=1.0, anchors=None, cfg=Non
     if cfg and name not in (None, cfg.model):
         raise UserError(f"--cfg is of {cfg.model}, and --model {name} came. Leave --model out.")
     if cfg and cfg.num_classes != len(labels):
-        raise UserError(f"--cfg has {cfg.num_classes} classes, and {len(labels)} labels came. Give --labels with one name "
-                        "per line, in the order of training.")
+        raise UserError(f"--cfg has {cfg.num_classes} classes, and {len(labels)} labels came. Give --labels with one "
+                        "name per line, in the order of training.")
     name, width = (cfg.model, cfg.width) if cfg else (name, width)
     header, values = read_darknet(weights)
     fits = identify(len(values)) if width == 1 else []
@@ -214,9 +214,9 @@ def from_darknet(weights, labels, name=None, *, width=1.0, anchors=None, cfg=Non
     model = models.MODELS[name](len(labels), num_anchors, width)
     header = load_darknet(model, weights)
     print(darknet_cfg.say(weights, found, source), file=sys.stderr)
+    image_size = image_size or (cfg.image_size if cfg else 416)
     return model, {
-        "article": "yolov3", "model": name, "width": width, "image_size": image_size or (cfg.image_size if cfg else 416),
-        "labels": labels, "anchors": np.asarray(found).tolist(), "anchors_from": source, "precision": "float32",
+        "article": "yolov3", "model": name, "width": width, "image_size": image_size, "labels": labels, "anchors": np.asarray(found).tolist(), "anchors_from": source, "precision": "float32",
         "darknet": list(header)}
 
 

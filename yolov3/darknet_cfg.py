@@ -47,7 +47,8 @@ def find_anchors(weights, name, *, asked=None, cfg=None):
         return published
     if cfg is not None:
         return cfg.anchors, "--cfg"
-    return models.DEFAULT_ANCHORS[name], f"the defaults of {name}; if it was trained with others, give --cfg or --anchors"
+    source = f"the defaults of {name}; if it was trained with others, give --cfg or --anchors"
+    return models.DEFAULT_ANCHORS[name], source
 
 
 def say(weights, anchors, source):
@@ -66,7 +67,8 @@ def read(path):
     try:
         sections = _sections(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--cfg must be a Darknet cfg file, and {path} cannot be read ({files.reason(error)}).") from None
+        raise UserError(f"--cfg must be a Darknet cfg file, and {path} cannot be read ({files.reason(error)})."
+                        ) from None
     scales = [values for section, values in sections if section == "yolo"]
     name = {2: "tiny", 3: "yolov3"}.get(len(scales))
     if name is None or sections[0][0] not in ("net", "network"):
@@ -80,8 +82,8 @@ def read(path):
         classes, side = {int(values["classes"]) for values in scales}, {int(net["width"]), int(net["height"])}
         widest = max(int(values["filters"]) for _, values in sections if "batch_normalize" in values)
     except (KeyError, ValueError, IndexError) as error:
-        raise UserError(f"{path} must have mask, anchors and classes in each [yolo] section, the same number of anchors "
-                        f"in each mask, and width and height in [net] ({type(error).__name__}: {error}).") from None
+        raise UserError(f"{path} must have mask, anchors and classes in each [yolo] section, the same number of "
+                        f"anchors in each mask, and width and height in [net] ({type(error).__name__}: {error}).") from None
     if len(classes) > 1 or len(side) > 1 or min(side) % 32:
         raise UserError(f"{path} must have one number of classes and a square input with a side that is a multiple of "
                         f"32, and has {sorted(classes)} and {net['width']} x {net['height']}.")

@@ -72,8 +72,8 @@ def encode_batch(boxes_xyxy, labels, anchors, strides, size, num_classes):
 def training_dataset(folder, *, anchors, strides, image_size, num_classes, batch_size, seed, augmented=True,
                      start_step=0, global_batch_size=None, limit=0, multi_scale=False, num_workers=1,
                      worker=0):
-    """Endless batches (images uint8 [B, S, S, 3], {"boxes_xyxy": [B, N, 4], "is_crowd": [B, N], "grids": [...]}) for the
-    loss.
+    """Endless batches for the loss: (images uint8 [B, S, S, 3], {"boxes_xyxy": [B, N, 4], "is_crowd": [B, N],
+    "grids": [...]}).
 
     Pictures stay bytes, a quarter of what floats take to the device; the step makes floats of them.
     Step k takes the examples k * global_batch_size onwards of the endless stream of epochs, so that training

@@ -312,8 +312,8 @@ def test_bad_records_are_named(tmp_path, processes):
     unknown = write(tmp_path / "unknown", [detection.encode_example(tiny_png(), 40, 60, "c.png", box, [2])])
     from_0 = write(tmp_path / "from 0", [detection.encode_example(tiny_png(), 40, 60, "e.png", box, [-1])])
     broken = write(tmp_path / "broken", [detection.encode_example(b"no picture", 40, 60, "d.png", box, [0])])
-    for folder, words in ((unknown, "c.png must have classes 0 to 1"), (from_0, "e.png must have classes 0 to 1, and has -1"),
-                          (broken, "d.png must be a picture")):
+    for folder, words in ((unknown, "c.png must have classes 0 to 1"),
+                          (from_0, "e.png must have classes 0 to 1, and has -1"), (broken, "d.png must be a picture")):
         with pytest.raises(tf.errors.OpError) as caught:
             batches(folder, 1, num_classes=2, batch_size=1, workers=processes)
         original = workers.original_error(caught.value)

@@ -125,7 +125,7 @@ def test_training_starts_with_the_anchors_of_its_weights(tmp_path, capsys, monke
     assert train.choose_anchors({**values, "anchors": "30,30 90,90"}) == {"anchors": [[[30, 30]], [[90, 90]]]}
     assert "20,20 80,80" in capsys.readouterr().err
     assert train.choose_anchors(values, kept=PUBLISHED_TINY) == {"anchors": PUBLISHED_TINY}
-    with pytest.raises(UserError, match="must be a run of yolov3, to start from it with its anchors, and is one of tiny"):
+    with pytest.raises(UserError, match="must be a run of yolov3, to start from it .* is one of tiny"):
         train.choose_anchors({**values, "model": "yolov3"})
     monkeypatch.setattr(darknet_cfg, "_published", lambda weights: (PUBLISHED_TINY, "published"))
     assert train.choose_anchors({**values, "weights": "x.weights"}) == {"anchors": PUBLISHED_TINY}

@@ -153,8 +153,8 @@ def test_ignore_mask_does_not_mix_the_truths_up():
 
 
 def test_what_lies_in_a_crowd_is_not_background():
-    """A box of 16 x 16 in a crowd of 60 x 60 has IoU 256 / 3600 with it, far below any threshold, and lies in it; one of
-    32 x 32 at 44, 44 shares 16 x 16 of its 1,024 with it, a quarter."""
+    """A box of 16 x 16 in a crowd of 60 x 60 has IoU 256 / 3600 with it, far below any threshold, and lies in it; one
+    of 32 x 32 at 44, 44 shares 16 x 16 of its 1,024 with it, a quarter."""
     crowd = np.array([[0, 0, 60, 60]], np.float32)
     logits = np.zeros([1, 2, 2, 2, 7], np.float32)
     logits[..., 2:4], logits[..., 0:2] = -9, -9                            # points in the corners of their cells

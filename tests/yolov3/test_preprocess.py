@@ -445,11 +445,12 @@ def test_crowds_are_marked_and_no_anchors_are_sought_for_them(tmp_path):
 
 @pytest.mark.parametrize("label", [2, -1])
 def test_an_unknown_class_is_an_error_that_names_the_picture(tmp_path, label):
-    """In training, where it would be an object of no class or, as -1, a crowd, and in evaluation, where it would be gone."""
+    """In training it would be an object of no class or, as -1, a crowd, and in evaluation it would be gone."""
     picture = tf.io.encode_png(np.zeros([20, 20, 3], np.uint8)).numpy()
     example = detection.encode_example(picture, 20, 20, "third.png", [[0.1, 0.1, 0.9, 0.9]], [label])
     folder = written(tmp_path / "set", example)
-    with pytest.raises(UserError, match=f"third.png must have classes 0 to 1, and has {label} "):
+    words = f"third.png must have classes 0 to 1, and has {label} "
+    with pytest.raises(UserError, match=words):
         one_batch(folder)
-    with pytest.raises(UserError, match=f"third.png must have classes 0 to 1, and has {label} "), training.worker_errors():
+    with pytest.raises(UserError, match=words), training.worker_errors():
         next(iter(preprocess.evaluation_dataset(folder, "train", image_size=64, batch_size=1)))
