@@ -63,11 +63,13 @@ def decode_file(data, kind):
 
     kind: as in `Header`; of a GIF the first frame. Palettes, gray and single colours that are transparent count too.
     JPEG and PNG are decoded by TensorFlow, as everywhere else; the others, which it knows in part only (palettes of
-    BMP, transparency of GIF and WebP), by Pillow. Raises ValueError, with the reason, where that cannot be done.
+    BMP, transparency of GIF and WebP), and `is_bare_cmyk` by Pillow. Raises ValueError, with the reason, where that cannot be done.
     """
     alpha = None
     try:
-        if kind in ("jpeg", "png"):
+        if kind == "jpeg" and is_bare_cmyk(data):
+            image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        elif kind in ("jpeg", "png"):
             data = tf.constant(data)
             if kind == "png" and _has_alpha(data):
                 rgba = tf.io.decode_png(data, channels=4).numpy()
@@ -80,6 +82,17 @@ def decode_file(data, kind):
     except Exception as error:  # Pillow's readers raise all kinds of errors about damaged data
         raise ValueError(files.reason(error).split(" [Op:")[0][:100]) from None
     return image, alpha if alpha is not None and alpha.min() < 255 else None
+
+
+def is_bare_cmyk(data):
+    """Whether a JPEG has four inks and no segment of Adobe's, which says how: to TensorFlow it is a negative of what
+    Pillow and OpenCV see, and the programs in which people annotate."""
+    inks, says = 0, False
+    for marker, start, _ in decoding.jpeg_segments(data):
+        says |= marker == 0xEE and data[start:start + 5] == b"Adobe"
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            inks = data[start + 5]
+    return inks == 4 and not says
 
 
 def frame_count(data, kind):
@@ -145,6 +158,9 @@ def prepare(data, name, *, annotated_size=None, turned=False, on_white=False, ma
     kept, repairs = header.format in ("jpeg", "png"), []
     if not kept:
         repairs.append(f"{header.format} stored as png")
+    if header.format == "jpeg" and is_bare_cmyk(data):
+        kept = False
+        repairs.append("JPEG of four inks stored as one of three colours")
     if frame_count(data, header.format) > 1:
         repairs.append("first of several pictures in a file taken")
     if alpha is not None and on_white:

@@ -152,3 +152,20 @@ def test_builders_count_transparent_pictures(tmp_path):
         detection.Annotation(transparent(kind), f"{kind}.png", boxes_xyxy, [0])))
     report = detection.build_records(source, tmp_path, progress=False)
     assert report.repaired == {COUNTED: 3} and report.manifest["repaired"] == {COUNTED: 3}
+
+
+def test_four_inks_are_what_other_programs_see():
+    """With Adobe's segment TensorFlow sees the same as Pillow; without it, black."""
+    colours = np.zeros([32, 32, 3], np.uint8)
+    colours[..., 0], colours[:16, :, 1] = 200, 120
+    file = io.BytesIO()
+    Image.fromarray(colours).convert("CMYK").save(file, "JPEG", quality=95)
+    said = file.getvalue()
+    place = said.index(b"\xff\xee")
+    bare = said[:place] + said[place + 2 + int.from_bytes(said[place + 2:place + 4], "big"):]
+    assert images.is_bare_cmyk(bare) and not images.is_bare_cmyk(said)
+    for data, repairs in ((said, ()), (bare, ("JPEG of four inks stored as one of three colours",))):
+        stored = images.prepare(data, "a.jpg")
+        assert (stored.format, stored.repairs) == ("jpeg", repairs)
+        for decoded in (images.decode(stored.data).numpy(), decoding.decode(stored.data)):
+            np.testing.assert_allclose(decoded[[8, 24], 8].astype(int), [[200, 120, 0], [200, 0, 0]], atol=3)
