@@ -6,9 +6,8 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 
-from common import boxes, class_names, detection, detection_evaluate, detection_sources, records
+from common import boxes, class_names, detection, detection_evaluate, detection_sources
 from common.errors import UserError
 from common.metrics import average_precision
 from common.nms import nms
@@ -132,33 +131,6 @@ def test_training_starts_with_the_anchors_of_its_weights(tmp_path, capsys, monke
     tiny_cfg(tmp_path / "a.cfg")
     with pytest.raises(UserError, match="--cfg is of tiny, and --model is spp"):
         train.choose_anchors({**values, "model": "spp", "weights": "x.weights", "cfg": str(tmp_path / "a.cfg")})
-
-
-def test_the_command_that_kmeans_prints_is_a_command(tmp_path, monkeypatch):
-    """Its very line, through the flags and main, up to the training: an array was asked for its truth there."""
-    with records.RecordWriter(tmp_path / "set", kind="detection", labels=["a", "b"]) as writer:
-        picture = tf.io.encode_png(np.zeros([8, 8, 3], np.uint8)).numpy()
-        for split in ("train", "val"):
-            writer.write_split(split, [detection.encode_example(picture, 8, 8, "a.png", np.zeros([0, 4]), [])])
-        writer.publish()
-    line = f'--tfrecords {tmp_path / "set"} --model yolov3 --image_size 416 --anchors "{darknet_cfg.text_of(ANCHORS)}"'
-    arguments = [word.strip('"') for word in line.replace(' "', '\n"').split("\n")[0].split()]
-    arguments += [line.split('"')[1]]
-    values = flags.FlagValues()
-    define = {name: getattr(flags, name) for name in dir(flags) if name.startswith("DEFINE_")}
-    for name, function in define.items():
-        monkeypatch.setattr(flags, name, lambda *args, function=function, **options: function(
-            *args, flag_values=values, **options))
-    train.define_flags()
-    values(["train", *arguments])
-    monkeypatch.setattr(train.cli, "FLAGS", values)
-    asked = {}
-    monkeypatch.setattr(train, "train", lambda folder, config, strategy: asked.update(config) or {})
-    monkeypatch.setattr(train.training, "make_strategy", tf.distribute.get_strategy)
-    monkeypatch.chdir(tmp_path)
-    train.main([])
-    np.testing.assert_array_equal(asked["anchors"], ANCHORS)
-    assert asked["weight_decay"] == 0.05
 
 
 def test_names_are_compared_by_what_they_mean():

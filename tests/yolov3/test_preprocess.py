@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 from common import detection, detection_data, detection_demo, detection_doctor, records, training
 from common.errors import UserError
+from tests.yolov3 import asked
 from yolov3 import darknet_cfg, doctor, preprocess
 from yolov3 import model as models
 
@@ -332,8 +334,11 @@ def run(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def test_command_line_looks_at_records(demo, tmp_path):
-    """--check, --kmeans and --visualize of a set that is built, without building it again."""
+def test_command_line_looks_at_records(demo, tmp_path, monkeypatch):
+    """--check, --kmeans and --visualize of a set that is built, without building it again.
+
+    The very line that --kmeans prints begins a training: an array was asked for its truth there.
+    """
     before = (demo / "manifest.json").stat().st_mtime_ns
     done = run("--dataset", "demo", "--out", demo, "--check", "--kmeans", "--visualize", "--image_size", 96,
                cwd=tmp_path)
@@ -345,6 +350,9 @@ def test_command_line_looks_at_records(demo, tmp_path):
     line, = (line for line in done.stdout.splitlines() if line.startswith("python -m yolov3.train"))
     pairs = line.split('"')[1].split()
     assert len(pairs) == 9 and all(float(side) >= 1 for pair in pairs for side in pair.split(","))
+    config = asked.configuration(shlex.split(line)[3:], monkeypatch, tmp_path)
+    assert darknet_cfg.text_of(config["anchors"]).split() == pairs and np.shape(config["anchors"]) == (3, 3, 2)
+    assert (config["image_size"], config["model"], config["weight_decay"]) == (96, "yolov3", 0.05)
     picture = tf.io.decode_png((demo / "targets.png").read_bytes())
     assert picture.shape == (3 * 96 + 8, 4 * 96 + 12, 3)
 
