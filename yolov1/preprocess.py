@@ -21,7 +21,6 @@ import tensorflow as tf
 from common import boxes, cli, detection, detection_data, detection_doctor, drawing, records
 from common.errors import UserError
 from yolov1 import label_files, words
-from yolov1.model import cell_corners
 
 KIND = detection.KIND  # of records
 
@@ -31,8 +30,7 @@ def encode_targets(boxes_xyxy, labels, grid, num_classes):
 
     boxes_xyxy [N, 4] fractions of the picture; labels [N]; grid: cells on a side. x, y is the centre in cells from
     the picture's corner (the article's y_true), w, h are fractions of the picture. Of several boxes in a cell the
-    first stays, as in Darknet. Boxes without area, and those with a label below 0 (crowds), are no truths; a cell
-    without a truth, more than half of which lies in a crowd, has obj -1: it is not background.
+    first stays, as in Darknet. Boxes without area, and those with a label below 0 (crowds), are no truths.
     """
     boxes_xyxy, labels = tf.convert_to_tensor(boxes_xyxy), tf.convert_to_tensor(labels)
     return encode_batch(boxes_xyxy[None], labels[None], grid, num_classes)[0]
@@ -44,27 +42,19 @@ def encode_batch(boxes_xyxy, labels, grid, num_classes):
     position = centers * grid
     cell = tf.clip_by_value(tf.cast(tf.floor(position), tf.int32), 0, grid - 1)           # (column, row)
     index = cell[..., 1] * grid + cell[..., 0]                                            # [B, N]
-    solid = tf.reduce_all(sizes > 0, axis=-1)
-    real = solid & (labels >= 0)
+    real = tf.reduce_all(sizes > 0, axis=-1) & (labels >= 0)
     same = (index[:, :, None] == index[:, None]) & real[:, None]                          # [B, N, N]
     earlier = tf.linalg.band_part(same, -1, 0) & ~tf.linalg.band_part(same, 0, 0)
     first = tf.where(real & ~tf.reduce_any(earlier, axis=-1))                             # [K, 2]
     values = tf.concat([tf.one_hot(labels, num_classes), position, sizes, tf.ones_like(sizes[..., :1])], axis=-1)
     place = tf.stack([tf.cast(first[:, 0], tf.int32), tf.gather_nd(index, first)], axis=-1)
     shape = [tf.shape(labels)[0], grid * grid, num_classes + 5]
-    targets = tf.scatter_nd(place, tf.gather_nd(values, first), shape)
-
-    corners = cell_corners(grid * grid)
-    cells_xyxy = tf.concat([corners, corners + 1], axis=-1) / grid
-    inside = boxes.iou(cells_xyxy, boxes_xyxy, is_crowd=tf.constant(True))               # [B, h * w, N]
-    in_crowd = tf.reduce_any((inside > 0.5) & (solid & (labels < 0))[:, None], axis=-1)
-    empty = tf.cast(in_crowd & (targets[..., -1] == 0), tf.float32)
-    return tf.concat([targets[..., :-1], targets[..., -1:] - empty[..., None]], axis=-1)
+    return tf.scatter_nd(place, tf.gather_nd(values, first), shape)
 
 
 def training_dataset(folder, *, grid, image_size, num_classes, batch_size, seed, start_step=0,
                      global_batch_size=None, limit=0, num_workers=1, worker=0):
-    """Endless batches (images [B, S, S, 3] in 0..1, targets [B, h * w, C + 5]) for the loss.
+    """Endless batches for the loss: (images [B, S, S, 3] in 0..1, targets [B, h * w, C + 5], crowds_xyxy [B, N, 4]).
 
     Step k takes the examples k * global_batch_size onwards of the endless stream of epochs, so that training can
     start at any step; the order depends on (seed, epoch) alone. batch_size is a replica's.
@@ -82,7 +72,8 @@ def training_dataset(folder, *, grid, image_size, num_classes, batch_size, seed,
 
     def encode(images, boxes_xyxy, labels):
         targets = encode_batch(boxes_xyxy, labels, grid, num_classes)
-        return images, tf.ensure_shape(targets, [batch_size, grid * grid, num_classes + 5])
+        crowds_xyxy = tf.where(labels[..., tf.newaxis] < 0, boxes_xyxy, 0.0)
+        return images, tf.ensure_shape(targets, [batch_size, grid * grid, num_classes + 5]), crowds_xyxy
 
     dataset = stream.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.padded_batch(batch_size, ([image_size, image_size, 3], [None, 4], [None]), (0.0, 0.0, -1),

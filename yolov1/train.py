@@ -21,9 +21,12 @@ from yolov1.loss import yolo_loss
 DEFAULTS = {
     "grid": 2, "num_boxes": 1, "image_size": 64, "hidden": 256, "lambda_coord": 5.0, "lambda_noobj": 0.5,
     "batch_size": 32, "epochs": 100, "optimizer": "adam", "learning_rate": 1e-3, "schedule": "cosine",
-    "warmup_steps": 0, "weight_decay": 0.0, "clip_norm": 0.0, "ema": 0.0, "precision": "float32", "seed": 0,
+    "warmup_steps": 0, "weight_decay": None, "clip_norm": 0.0, "ema": 0.0, "precision": "float32", "seed": 0,
     "limit": 0, "eval_every": 1, "checkpoint_every": 1000,
 }
+
+# The article's Adam has none; the paper's SGD has this one (sec. 2.2).
+WEIGHT_DECAY = {"adam": 0.0, "sgd": 5e-4}
 
 # Learns in about three minutes on two CPU cores.
 DEMO = {"epochs": 12, "eval_every": 3}
@@ -47,9 +50,9 @@ def make_train_step(model, optimizer, strategy, *, num_boxes, lambda_coord, lamb
 
     @tf.function
     def train_step(batches):
-        def replica_step(images, targets):
+        def replica_step(images, targets, crowds_xyxy):
             with tf.GradientTape() as tape:
-                parts = yolo_loss(targets, model(images, training=True), num_boxes=num_boxes,
+                parts = yolo_loss(targets, model(images, training=True), crowds_xyxy, num_boxes=num_boxes,
                                   lambda_coord=lambda_coord, lambda_noobj=lambda_noobj)    # each [b]
                 # Divided by the global batch, because the optimizer adds up the replicas.
                 parts = {name: tf.reduce_sum(part) / global_batch_size for name, part in parts.items()}
@@ -162,7 +165,7 @@ def validate(detect, folder, config, strategy):
 
 
 def make_optimizer(config, total_steps):
-    """The article's Adam, or the paper's SGD with momentum 0.9; weight decay is decoupled, of the kernels."""
+    """The article's Adam, or the paper's SGD with momentum 0.9; the weight decay is of the kernels."""
     rate = training.schedule(config["schedule"], config["learning_rate"], total_steps,
                              min(config["warmup_steps"], total_steps // 5))
     decay = config["weight_decay"] or None
@@ -175,8 +178,11 @@ def make_optimizer(config, total_steps):
 
 
 def make_config(values, manifest):
-    """config.json of a new run: DEFAULTS, then `values`, then the labels of the records."""
-    return {**DEFAULTS, **values, "article": "yolov1", "labels": manifest["labels"]}
+    """config.json of a new run: DEFAULTS, then `values`, the labels of the records, the optimizer's weight decay."""
+    config = {**DEFAULTS, **values, "article": "yolov1", "labels": manifest["labels"]}
+    if config["weight_decay"] is None:
+        config["weight_decay"] = WEIGHT_DECAY[config["optimizer"]]
+    return config
 
 
 def define_flags():
@@ -195,8 +201,8 @@ def define_flags():
     flags.DEFINE_enum("schedule", DEFAULTS["schedule"], ["constant", "cosine", "step"], "Of the learning rate.")
     flags.DEFINE_integer("warmup_steps", DEFAULTS["warmup_steps"], "At most a fifth of the training.",
                          lower_bound=0)
-    flags.DEFINE_float("weight_decay", DEFAULTS["weight_decay"], "Decay of the kernels, such as 0.05 with Adam, apart "
-                       "from the gradient, or 5e-4 with SGD, through the momentum.", lower_bound=0.0)
+    flags.DEFINE_float("weight_decay", DEFAULTS["weight_decay"], "Decay of the kernels: Adam's, apart from the "
+                       "gradient (AdamW), default 0; SGD's, through the momentum, default 5e-4.", lower_bound=0.0)
     flags.DEFINE_float("clip_norm", DEFAULTS["clip_norm"], "Largest norm of the gradient; 0 does not clip.",
                        lower_bound=0.0)
     flags.DEFINE_float("ema", DEFAULTS["ema"], "Decay of a moving average of the weights that is validated and "
@@ -212,11 +218,12 @@ def main(args):
     values = {key: flags[key].value for key in DEFAULTS if not flags[key].using_default_value}
     if flags.demo:
         values = {**DEMO, **values}
+    run_name = "demo" if flags.demo else pathlib.Path(name).name
+    run_folder = pathlib.Path(flags.run or pathlib.Path("runs") / "yolov1" / run_name)
+    values = {**training.kept_values(run_folder, ["weight_decay"]), **values}
     strategy = training.make_strategy()
     folder = preprocess.ensure_records(name)
     config = make_config({**values, "tfrecords": str(folder)}, records.read_manifest(folder))
-    run_name = "demo" if flags.demo else pathlib.Path(name).name
-    run_folder = pathlib.Path(flags.run or pathlib.Path("runs") / "yolov1" / run_name)
     metrics = train(run_folder, config, strategy)
     if metrics:
         print(f"mAP@0.5 {metrics['map50']:.3f}, COCO AP {metrics['coco_ap']:.3f} on the validation pictures")

@@ -97,6 +97,30 @@ def test_two_thousand_steps_without_a_gradient_shrink_a_kernel_by_a_hundredth():
     np.testing.assert_allclose(1 - kernel.numpy(), 9.9e-3, rtol=0.01)
 
 
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_neither_loss_scale_nor_clipping_nor_replicas_touch_the_decay(clip_norm, two_replicas):
+    """Three steps of gradients of norm 8, of which clipping leaves 1; the decay is that of the whole kernel, once."""
+    with two_replicas.scope():
+        kernel = keras.Variable(np.full([4, 4], 3.0, np.float32), name="kernel")
+        optimizer = optimizers.in_precision(optimizers.SGD(0.1, momentum=0.9, weight_decay=0.2), "mixed_float16")
+        optimizer.build([kernel])
+
+    @tf.function
+    def step():
+        def replica_step():
+            gradients = [tf.fill([4, 4], optimizer.scale_loss(2.0) / 2)]
+            if clip_norm:
+                gradients = training.clip_by_global_norm(gradients, clip_norm * optimizer.dynamic_scale)
+            optimizer.apply_gradients(zip(gradients, [kernel]))
+        two_replicas.run(replica_step)
+
+    expected, updates, gradient = 3.0, 0.0, 2.0 / 8.0 if clip_norm else 2.0
+    for _ in range(3):
+        step()
+        expected, updates = darknet_step(expected, updates, gradient, rate=0.1, momentum=0.9, decay=0.2, batch=64)
+    np.testing.assert_allclose(kernel.numpy(), expected, rtol=1e-5)
+
+
 def test_a_saved_configuration_builds_the_same_optimizer():
     optimizer = optimizers.AdamW(0.01, weight_decay=0.2)
     copy = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))

@@ -16,6 +16,8 @@ import tensorflow as tf
 from common import detection, detection_demo, records, training
 from common.errors import UserError
 from ssd import convert, train
+from tests.ssd import small
+from tests.yolov3 import asked
 
 ROOT = pathlib.Path(train.__file__).parents[1]
 SMALL = {"model": "tiny", "width": 0.125, "batch_norm": True, "batch_size": 4, "epochs": 2, "warmup_steps": 2,
@@ -147,6 +149,28 @@ def test_optimizers_are_the_article_s_and_caffe_s(folder):
     assert isinstance(sgd, keras.optimizers.SGD) and sgd.momentum == 0.9 and not sgd.weight_decay
     rates = [float(sgd._learning_rate(step)) for step in (0, 79_999, 80_000, 99_999, 100_000, 119_999)]
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
+
+
+def test_the_variant_is_that_of_the_weights_and_a_run_keeps_its_own(folder, tmp_path, monkeypatch, capsys):
+    small.write_run(tmp_path / "caffe", small.build(), variant="caffe")
+    run = ["--tfrecords", str(folder), "--run", "run", "--model", "tiny"]
+    start = [*run, "--weights", str(tmp_path / "caffe")]
+    for arguments, variant in ((run, "article"), (start, "caffe"), ([*start, "--variant", "article"], "article"),
+                               ([*start, "--transfer", "backbone"], "article")):
+        assert asked.configuration(arguments, monkeypatch, tmp_path, train)["variant"] == variant
+    assert "computes something else from the same weights" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"variant": "caffe"}')
+    assert asked.configuration(run, monkeypatch, tmp_path, train)["variant"] == "caffe"
+
+
+def test_negatives_of_pictures_without_objects_reach_the_step(folder):
+    """A batch without any positive: with --min_negatives the classes of its hardest anchors are learnt, no box is."""
+    config = config_of(folder, optimizer="sgd", batch_norm=False, schedule="constant", warmup_steps=0)
+    before, after, parts = one_step(config, Batches([0, 0]), min_negatives=5)
+    assert parts["confidence"] > 0 == parts["localization"]
+    moved = {path.split("_")[0] for path in before if path.endswith("bias") and (before[path] != after[path]).any()}
+    assert "classes" in moved and "boxes" not in moved
 
 
 CHILD = """

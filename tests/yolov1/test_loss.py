@@ -33,11 +33,11 @@ def parts_of(targets, predictions, num_boxes=1, **options):
     return {name: part.numpy() for name, part in parts.items()}
 
 
-def gradient(targets, predictions, part, num_boxes=1):
+def gradient(targets, predictions, part, num_boxes=1, **options):
     predictions = tf.constant(predictions)
     with tf.GradientTape() as tape:
         tape.watch(predictions)
-        loss = tf.reduce_sum(yolo_loss(targets, predictions, num_boxes=num_boxes)[part])
+        loss = tf.reduce_sum(yolo_loss(targets, predictions, num_boxes=num_boxes, **options)[part])
     return tape.gradient(loss, predictions).numpy()
 
 
@@ -192,13 +192,26 @@ def test_equals_a_slow_twin_and_is_a_sum_per_picture(grid, num_boxes, num_classe
             assert parts[name][picture] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
 
 
-def test_cells_in_a_crowd_are_not_taught_that_nothing_is_there():
-    """Three empty cells of confidence 0.6, one of them in a crowd: twice 0.5 * 0.36; no other part hears of it."""
-    empty = [0, 0, 0, 0.5, 0.5, 0.5, 0.5, 0.6]
-    predictions = predictions_of((0, empty), (2, empty), (3, empty))
-    plain = parts_of(targets_of((1, TRUTH)), predictions)
-    crowd = parts_of(targets_of((1, TRUTH), (2, [0, 0, 0, 0, 0, 0, -1])), predictions)
-    assert plain["noobj"] == pytest.approx([3 * 0.5 * 0.36]) and crowd["noobj"] == pytest.approx([2 * 0.5 * 0.36])
-    assert all(plain[name] == crowd[name] for name in PARTS if name != "noobj")
-    moved = gradient(targets_of((1, TRUTH), (2, [0, 0, 0, 0, 0, 0, -1])), predictions, "noobj")
-    assert not moved[0, 2].any() and moved[0, 3].any()
+def test_boxes_in_a_crowd_are_not_taught_that_nothing_is_there():
+    """The crowd is the middle quarter of the picture, which covers a quarter of each cell and no cell by half.
+
+    Of the boxes of 0.2 x 0.2, confidence 0.6, that of cell (0, 0), centre (0.4, 0.4), lies in it; that of (0, 1),
+    centre (0.26, 0.6), by 0.11 / 0.2; that of (1, 1), centre (0.74, 0.76), by (0.11 * 0.09) / 0.04, about a quarter.
+    The IoU of each with the crowd is small: 0.16 of the first.
+    """
+    crowds = np.float32([[[0.25, 0.25, 0.75, 0.75], [0, 0, 0, 0]]])
+    rows = [(cell, [0, 0, 0, 2 * x - cell % 2, 2 * y - cell // 2, 0.2, 0.2, 0.6])
+            for cell, x, y in ((0, 0.4, 0.4), (2, 0.26, 0.6), (3, 0.74, 0.76))]
+    targets, predictions = targets_of((1, TRUTH)), predictions_of(*rows)
+    plain, spared = parts_of(targets, predictions), parts_of(targets, predictions, crowds_xyxy=crowds)
+    assert plain["noobj"] == pytest.approx([3 * 0.5 * 0.36]) and spared["noobj"] == pytest.approx([0.5 * 0.36])
+    assert all(plain[name] == spared[name] for name in PARTS if name != "noobj")
+    slope = gradient(targets, predictions, "noobj", crowds_xyxy=crowds)
+    assert not slope[0, :3].any() and slope[0, 3, 7] == pytest.approx(0.6)
+    # An object in a crowd is learnt as any other; the other box of its cell may be a member.
+    two = predictions_of((1, [1, 0, 0, 0.5, 0.5, 0.25, 0.25, 0.2, 0.1, 0.9, 0.2, 0.2, 0.9]), depth=13)
+    whole = np.float32([[[0, 0, 1, 1]]])
+    parts = parts_of(targets, two, num_boxes=2, crowds_xyxy=whole)
+    assert parts["obj"] == pytest.approx([0.8 ** 2], rel=1e-5) and parts["noobj"] == [0.0]
+    none = parts_of(targets, predictions, crowds_xyxy=np.zeros([1, 0, 4], np.float32))
+    assert none["noobj"] == plain["noobj"]

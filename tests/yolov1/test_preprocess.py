@@ -96,12 +96,22 @@ def test_borders_crowds_and_crowded_cells():
     assert not preprocess.encode_targets(np.zeros([0, 4], np.float32), np.zeros([0], np.int32), 2, 2).numpy().any()
 
 
-def test_cells_in_a_crowd_are_neither_objects_nor_background():
-    """The crowd covers the left column, .6 of cell (1, 0) and .4 of cell (1, 1); an object has cell (0, 1)."""
-    boxes_xyxy = np.float32([[0, 0, 0.5, 1], [0.5, 0, 0.8, 0.5], [0.5, 0.5, 0.7, 1], [0.1, 0.6, 0.3, 0.8]])
-    targets = preprocess.encode_targets(boxes_xyxy, np.int32([-1, -1, -1, 1]), grid=2, num_classes=2).numpy()
-    np.testing.assert_array_equal(targets[:, -1], [-1, -1, 1, 0])
-    assert len(preprocess.decode_targets(targets)) == 1
+def test_crowds_are_no_objects_and_come_to_the_loss(tmp_path):
+    """Beside an object in one picture, alone in the other, whose list is shorter."""
+    picture = tf.io.encode_png(np.zeros([20, 20, 3], np.uint8)).numpy()
+    boxes_xyxy = [[0.1, 0.6, 0.3, 0.8], [0, 0, 0.5, 1], [0.6, 0.6, 0.9, 0.9]]
+    with records.RecordWriter(tmp_path / "set", kind="detection", labels=["a", "b"]) as writer:
+        writer.write_split("train", [
+            detection.encode_example(picture, 20, 20, "a.png", boxes_xyxy, [1, 0, 0], is_crowd=[0, 1, 0]),
+            detection.encode_example(picture, 20, 20, "b.png", boxes_xyxy[1:2], [0], is_crowd=[1])])
+        writer.publish()
+    dataset = preprocess.training_dataset(tmp_path / "set", grid=2, image_size=32, num_classes=2, batch_size=2, seed=0)
+    _, targets, crowds_xyxy = next(iter(dataset))
+    both = targets.numpy()[..., -1].sum(axis=1).argmax()
+    np.testing.assert_array_equal(targets[both, :, -1], [0, 0, 1, 1])
+    assert not targets[1 - both].numpy().any()
+    np.testing.assert_allclose(crowds_xyxy[both], [[0] * 4, boxes_xyxy[1], [0] * 4])
+    np.testing.assert_allclose(crowds_xyxy[1 - both], [boxes_xyxy[1], [0] * 4, [0] * 4])
 
 
 def test_an_unknown_class_is_an_error_that_names_the_picture(tmp_path):
@@ -137,14 +147,14 @@ def test_training_batches_go_on_from_any_step(folder):
     options = {"grid": 2, "image_size": 32, "num_classes": 2, "batch_size": 5, "seed": 1}
     whole = [batch for _, batch in zip(range(6), preprocess.training_dataset(folder, **options))]
     later = [batch for _, batch in zip(range(3), preprocess.training_dataset(folder, start_step=3, **options))]
-    for (images, targets), (other_images, other_targets) in zip(whole[3:], later, strict=True):
+    for (images, targets, _), (other_images, other_targets, _) in zip(whole[3:], later, strict=True):
         assert images.shape == (5, 32, 32, 3) and targets.shape == (5, 4, 7) and images.dtype == tf.float32
         np.testing.assert_array_equal(images, other_images)
         np.testing.assert_array_equal(targets, other_targets)
     assert not np.array_equal(whole[0][0], whole[1][0]) and 0.5 < np.max(whole[0][0]) <= 1
     # 12 pictures in batches of 5: the targets of 60 pictures are those of 5 epochs.
     dataset = preprocess.training_dataset(folder, **options)
-    seen = sum(targets.numpy()[..., -1].sum() for _, (_, targets) in zip(range(12), dataset))
+    seen = sum(targets.numpy()[..., -1].sum() for _, (_, targets, _) in zip(range(12), dataset))
     assert seen == 5 * records.read_manifest(folder)["splits"]["train"]["objects"]
 
 
@@ -152,7 +162,7 @@ def test_any_records_will_do(tmp_path):
     """Pictures of another size and shape; what shares a cell is counted, and drawn without it."""
     shapes = detection_demo.build(tmp_path, size=90, splits={"train": 6, "val": 2}, progress=False).folder
     dataset = preprocess.training_dataset(shapes, grid=3, image_size=48, num_classes=6, batch_size=6, seed=0)
-    images, targets = next(iter(dataset))
+    images, targets, _ = next(iter(dataset))
     assert images.shape == (6, 48, 48, 3) and targets.shape == (6, 9, 11)
     learnt = int(targets.numpy()[..., -1].sum())
     contents = {"train": detection_doctor.read(shapes, "train", decode=False)}

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from common import detection_evaluate, records, training
 from common.errors import UserError
+from tests.yolov3 import asked
 from yolov1 import evaluate, predict, train, words
 from yolov1.loss import PARTS
 
@@ -166,6 +167,17 @@ def test_nan_stops_training_and_names_the_part(folder, tmp_path):
     message = r"Loss part (xy|wh|obj|noobj|class) is .* at step \d+.*--learning_rate"
     with pytest.raises(training.NonFiniteLoss, match=message):
         train.train(tmp_path / "run", config, one())
+
+
+def test_weight_decay_is_the_optimizer_s_and_a_run_keeps_its_own(folder, tmp_path, monkeypatch):
+    """None with the article's Adam, the paper's with SGD."""
+    run = ["--tfrecords", str(folder), "--run", "run"]
+    for name, decay in (("adam", 0.0), ("sgd", 5e-4)):
+        config = asked.configuration([*run, "--optimizer", name], monkeypatch, tmp_path, train)
+        assert config["weight_decay"] == decay == pytest.approx(train.make_optimizer(config, 10).weight_decay or 0.0)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"weight_decay": 0.05}')
+    assert asked.configuration(run, monkeypatch, tmp_path, train)["weight_decay"] == 0.05
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])

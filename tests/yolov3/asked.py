@@ -6,8 +6,8 @@ from absl import flags
 from yolov3 import train
 
 
-def configuration(arguments, monkeypatch, folder):
-    """The config.json with which `python -m yolov3.train` of these arguments would begin to train, in `folder`."""
+def configuration(arguments, monkeypatch, folder, train=train):
+    """The config.json with which the train.py of a detector would begin to train with these arguments in `folder`."""
     values = flags.FlagValues()
     with monkeypatch.context() as patch:
         for name in dir(flags):

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from common import detection_demo, detection_evaluate, records, training
 from common.errors import UserError
+from tests.yolov3 import asked
 from yolov3 import evaluate, predict, train
 
 SMALL = {"model": "tiny", "width": 0.125, "image_size": 64, "batch_size": 4, "epochs": 2, "warmup_steps": 2,
@@ -163,6 +164,21 @@ def test_start_from_another_run_with_the_backbone_frozen(folder, tmp_path):
     for path in before:
         frozen = int(path.split("/")[0].split("_")[1]) < 7
         assert np.array_equal(before[path], after[path]) == frozen, path
+
+
+def test_weight_decay_is_the_optimizer_s_and_a_run_keeps_its_own(folder, tmp_path, monkeypatch):
+    """AdamW's 0.05 takes 1 - exp(-0.05 * 15,600 * 1e-3 / 2), a third of a kernel, over 100 epochs of VOC 2007."""
+    run, made = ["--tfrecords", str(folder), "--run", "run"], {}
+    for name, decay in (("adam", 0.05), ("sgd", 5e-4)):
+        config = asked.configuration([*run, "--optimizer", name], monkeypatch, tmp_path)
+        made[name] = train.make_optimizer(config, 15_600)
+        assert config["weight_decay"] == decay == pytest.approx(made[name].weight_decay)
+    rates = [float(made["adam"]._learning_rate(step)) for step in range(0, 15_600, 100)]
+    assert 1 - np.exp(-0.05 * 100 * np.sum(rates)) == pytest.approx(1 / 3, abs=0.03)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"weight_decay": 0.0005}')
+    assert asked.configuration(run, monkeypatch, tmp_path)["weight_decay"] == 5e-4
+    assert asked.configuration([*run, "--weight_decay", "0"], monkeypatch, tmp_path)["weight_decay"] == 0
 
 
 @pytest.mark.parametrize("values, message", [
