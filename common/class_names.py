@@ -7,28 +7,35 @@ ALIASES = {"motorbike": "motorcycle", "aeroplane": "airplane", "sofa": "couch", 
            "pottedplant": "potted plant", "diningtable": "dining table"}
 
 
-def meaning(name):
-    """The spelling by which names are compared: COCO's, without regard to case."""
-    name = name.strip().lower()
-    return ALIASES.get(name, name)
+ADVICE = "Give the set that it was trained on, or build the records again with --labels in its order."
 
 
-def require_same(ours, theirs, what, where):
+def meanings(*lists):
+    """The lists of names in the spelling by which they are compared: COCO's, without regard to case.
+
+    Names stay as they are where one of the lists tells two apart that would then be the same, such as a and A.
+    """
+    found = [[ALIASES.get(name.strip().lower(), name.strip().lower()) for name in names] for names in lists]
+    return found if all(len(set(names)) == len(names) for names in found) else [list(names) for names in lists]
+
+
+def require_same(ours, theirs, what, where, advice=ADVICE):
     """Raises UserError unless two lists of class names mean the same, in the same order; it says where they differ.
 
     ours: of the network; theirs: of the data. what, where: what has them, in words: "The run", "the records x".
     """
-    if list(map(meaning, ours)) == list(map(meaning, theirs)):
+    mine, others = meanings(ours, theirs)
+    if mine == others:
         return
-    lacking = [name for name in theirs if meaning(name) not in set(map(meaning, ours))]
-    more = [name for name in ours if meaning(name) not in set(map(meaning, theirs))]
+    lacking = [name for name, meaning in zip(theirs, others) if meaning not in mine]
+    more = [name for name, meaning in zip(ours, mine) if meaning not in others]
     parts = [f"{what} lacks {_some(lacking)}"] * bool(lacking) + [f"{where} lacks {_some(more)}"] * bool(more)
+    if not parts and len(ours) != len(theirs):
+        parts = [f"{what} has {len(ours)} and {where} {len(theirs)}, some of them twice"]
     if not parts:
-        number, (mine, other) = next((i, pair) for i, pair in enumerate(zip(ours, theirs))
-                                     if meaning(pair[0]) != meaning(pair[1]))
-        parts = [f"they stand in another order: class {number} is {mine!r} and {other!r}"]
-    raise UserError(f"{what} and {where} must have the same {len(ours)} classes; {', and '.join(parts)}. Give the set "
-                    "that it was trained on, or build the records again with --labels in its order.")
+        number = next(i for i in range(len(ours)) if mine[i] != others[i])
+        parts = [f"they stand in another order: class {number} is {ours[number]!r} and {theirs[number]!r}"]
+    raise UserError(f"{what} and {where} must have the same classes; {', and '.join(parts)}. {advice}")
 
 
 def _some(names, most=6):

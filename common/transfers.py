@@ -26,7 +26,7 @@ def read_labels(path):
     """Class names of a text file, one per line; empty lines at the end do not count. Raises UserError."""
     must = "--labels must be a text file with one class name per line"
     try:
-        names = [name.strip() for name in pathlib.Path(path).read_text("utf-8").rstrip().splitlines()]
+        names = [name.strip() for name in pathlib.Path(path).read_text("utf-8-sig").rstrip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{must}, but {path} cannot be read ({files.reason(error)}).") from error
     if not names or not all(names):

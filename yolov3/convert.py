@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
-from common import cli, files, run_folder, runtime, transfers
+from common import class_names, cli, files, run_folder, runtime, transfers
 from common.errors import UserError
 from yolov3 import darknet_cfg
 from yolov3 import model as models
@@ -146,13 +146,16 @@ def save_darknet(model, path, header=Header()):
                 file.write(np.ascontiguousarray(array, "<f4").tobytes())
 
 
-def load_run(model, folder, *, transfer="all"):
+def load_run(model, folder, *, transfer="all", labels=None):
     """Sets weights of `model` to those of another run.
 
-    transfer: "all", "all_but_classes" (all but the last convolution of each head) or "backbone". Raises
-    UserError, and leaves the model as it was, if the folder is no run or its network has other shapes.
+    transfer: "all", "all_but_classes" (all but the last convolution of each head) or "backbone". labels: of `model`,
+    which must mean the run's if its class layers are taken. Raises UserError, and leaves the model as it was, if the
+    folder is no run or its network has other shapes.
     """
-    source, _ = read_run(folder)
+    source, config = read_run(folder)
+    if transfer == "all" and labels is not None:
+        class_names.require_same(labels, config["labels"], "The network", str(folder), "Take less of it (--transfer).")
     pairs = list(itertools.zip_longest(convolutions(model), convolutions(source), fillvalue=(None, None)))
     if transfer == "backbone":
         pairs = pairs[:num_backbone(model)]
@@ -192,6 +195,8 @@ def from_darknet(weights, labels, name=None, *, width=1.0, anchors=None, cfg=Non
     cfg = darknet_cfg.read(cfg) if cfg else None
     if cfg and name not in (None, cfg.model):
         raise UserError(f"--cfg is of {cfg.model}, and --model {name} came. Leave --model out.")
+    if cfg and width not in (1.0, cfg.width):
+        raise UserError(f"--cfg is of width {cfg.width:g}, and --width {width:g} came. Leave --width out.")
     if cfg and cfg.num_classes != len(labels):
         raise UserError(f"--cfg has {cfg.num_classes} classes, and {len(labels)} labels came. Give --labels with one "
                         "name per line, in the order of training.")
@@ -214,10 +219,10 @@ def from_darknet(weights, labels, name=None, *, width=1.0, anchors=None, cfg=Non
     model = models.MODELS[name](len(labels), num_anchors, width)
     header = load_darknet(model, weights)
     print(darknet_cfg.say(weights, found, source), file=sys.stderr)
-    image_size = image_size or (cfg.image_size if cfg else 416)
     return model, {
-        "article": "yolov3", "model": name, "width": width, "image_size": image_size, "labels": labels, "anchors": np.asarray(found).tolist(), "anchors_from": source, "precision": "float32",
-        "darknet": list(header)}
+        "article": "yolov3", "model": name, "width": width, "labels": labels,
+        "image_size": image_size or (cfg.image_size if cfg else 416), "anchors": np.asarray(found).tolist(),
+        "anchors_from": source, "precision": "float32", "darknet": list(header)}
 
 
 def anchors_of(weights, name, cfg=None):
@@ -227,6 +232,9 @@ def anchors_of(weights, name, cfg=None):
     """
     if pathlib.Path(weights).is_dir():
         config = run_folder.read_config(weights)
+        if cfg:
+            raise UserError(f"--cfg is of a Darknet file, and {weights} is a run folder, which has its own anchors. Leave "
+                            "--cfg out.")
         if len(config.get("anchors", ())) != len(models.STRIDES[name]):
             raise UserError(f"{weights} must be a run of {name}, to start from it with its anchors, and is one of "
                             f"{config.get('model')}. Give the same --model, or --transfer backbone.")
@@ -234,7 +242,16 @@ def anchors_of(weights, name, cfg=None):
     cfg = darknet_cfg.read(cfg) if cfg else None
     if cfg and cfg.model != name:
         raise UserError(f"--cfg is of {cfg.model}, and --model is {name}. Give --model {cfg.model}.")
-    return darknet_cfg.find_anchors(weights, name, cfg=cfg)
+    _, values = read_darknet(weights)
+    fits = identify(len(values))
+    if cfg and fits and cfg.width == 1 and cfg.anchors.shape[1] == 3 and (name, cfg.num_classes) not in fits:
+        raise UserError(f"--cfg must be that of {weights}, and is of {name} with {cfg.num_classes} classes. "
+                        f"{_say_fits(len(values))}")
+    anchors, source = darknet_cfg.find_anchors(weights, name, cfg=cfg)
+    if len(anchors) != len(models.STRIDES[name]):
+        raise UserError(f"{weights} must be of {name}, to start from it with its anchors, and is {source}. "
+                        "Give its --model, or --transfer backbone.")
+    return anchors, source
 
 
 def parse_anchors(text, name):
@@ -278,6 +295,10 @@ def main(args):
     if not FLAGS.run or bool(FLAGS.weights) == bool(FLAGS.out):
         raise UserError("Give --run and either --weights (a Darknet file to read) or --out (one to write).")
     if FLAGS.out:
+        given = [name for name in ("model", "labels", "image_size", "width", "anchors", "cfg")
+                 if not FLAGS[name].using_default_value]
+        if given:
+            raise UserError(f"--out writes the weights of a run, which says everything else; leave --{given[0]} out.")
         model, config = read_run(FLAGS.run, FLAGS.which)
         header = Header(*config["darknet"]) if "darknet" in config else Header()
         save_darknet(model, FLAGS.out, header)
@@ -292,8 +313,6 @@ def main(args):
     if not FLAGS.labels:
         raise UserError("--weights needs --labels, a text file with one class name per line.")
     labels = transfers.read_labels(FLAGS.labels)
-    if FLAGS.anchors and not (FLAGS.model or FLAGS.cfg):
-        raise UserError("--anchors needs --model.")
     model, config = from_darknet(FLAGS.weights, labels, FLAGS.model, width=FLAGS.width, anchors=FLAGS.anchors,
                                  cfg=FLAGS.cfg, image_size=FLAGS.image_size)
     transfers.write_run(FLAGS.run, model, config)

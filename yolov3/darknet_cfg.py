@@ -40,9 +40,10 @@ def find_anchors(weights, name, *, asked=None, cfg=None):
     name: a key of `model.MODELS`. asked: anchors of the command line, which come first; then those of a file that is
     known by its sha256, whatever its cfg says; then those of `cfg`, a `Cfg`; then the defaults of the network.
     """
-    if asked is not None:
-        return asked, "--anchors"
     published = _published(weights)
+    if asked is not None:
+        others = published is not None and not np.array_equal(asked, published[0])
+        return asked, "--anchors" + (f", though {text_of(published[0])} are those of {published[1]}" if others else "")
     if published is not None:
         return published
     if cfg is not None:
@@ -83,16 +84,17 @@ def read(path):
         widest = max(int(values["filters"]) for _, values in sections if "batch_normalize" in values)
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(f"{path} must have mask, anchors and classes in each [yolo] section, the same number of "
-                        f"anchors in each mask, and width and height in [net] ({type(error).__name__}: {error}).") from None
+                        f"anchors in each mask, and width and height in [net] ({type(error).__name__}: {error})."
+                        ) from None
     if len(classes) > 1 or len(side) > 1 or min(side) % 32:
         raise UserError(f"{path} must have one number of classes and a square input with a side that is a multiple of "
                         f"32, and has {sorted(classes)} and {net['width']} x {net['height']}.")
-    require_rising(anchors, str(path))
+    require_rising_scales(anchors, str(path))
     return Cfg(name, widest / 1024, side.pop(), classes.pop(), anchors)
 
 
 def require_rising(anchors, where="--anchors"):
-    """Raises UserError unless anchors rise in area, within each scale and from scale to scale.
+    """Raises UserError unless the anchors of a command line rise in area, within each scale and from scale to scale.
 
     Small anchors on a coarse grid, or a row in Darknet's order of scales, are a mistake that no error would show.
     """
@@ -101,7 +103,21 @@ def require_rising(anchors, where="--anchors"):
     if len(falls):
         first, second = (text_of(np.reshape(anchors, [-1, 2])[i]) for i in (falls[0], falls[0] + 1))
         raise UserError(f"{where} must rise in area, from the smallest stride to the largest, and {second} comes "
-                        f"behind {first}. Sort them.")
+                        f"behind {first}. Sort them for a new training; if a file was trained in this order, give its "
+                        "--cfg.")
+
+
+def require_rising_scales(anchors, where):
+    """Raises UserError unless anchors are larger at a larger stride, by the mean of their areas.
+
+    Within a scale weights know their anchors by their places: whatever the order was, it must stay.
+    """
+    means = np.prod(anchors, axis=-1).mean(axis=-1)
+    falls = np.flatnonzero(np.diff(means) < 0)
+    if len(falls):
+        first, second = (text_of(np.asarray(anchors)[i]) for i in (falls[0], falls[0] + 1))
+        raise UserError(f"{where} must have larger anchors at a larger stride, and has {first} before {second}: the "
+                        "scales are in another order, or the masks are wrong.")
 
 
 def text(model, anchors, image_size, num_classes):

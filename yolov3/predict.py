@@ -74,8 +74,9 @@ def load_network(flags):
     size = flags.image_size
     if size and size % 32:
         raise UserError(f"--image_size must be a multiple of 32; {size} came.")
-    if (flags.anchors or flags.cfg) and not flags.weights:
-        raise UserError("--anchors and --cfg are of --weights; a run and a bundle have their own. Leave them out.")
+    if (flags.anchors or flags.cfg or flags.labels or flags.model) and not flags.weights:
+        raise UserError("--anchors, --cfg, --labels and --model are of --weights; a run and a bundle have their own. "
+                        "Leave them out.")
     if flags.bundle:
         if size:
             raise UserError("--image_size is fixed in a bundle; leave it out, or give --run.")

@@ -207,7 +207,7 @@ def load_start(model, config):
     """Starts from Darknet weights or from another run: the backbone, all but the class layers, or everything."""
     path = pathlib.Path(config["weights"])
     if path.is_dir():
-        convert.load_run(model, path, transfer=config["transfer"])
+        convert.load_run(model, path, transfer=config["transfer"], labels=config["labels"])
     else:
         convert.load_darknet(model, path, backbone_only=config["transfer"] == "backbone",
                              skip_heads=config["transfer"] == "all_but_classes")
@@ -254,7 +254,7 @@ def make_config(values, manifest):
     if np.shape(config["anchors"])[0] != len(strides):
         raise UserError(f"--anchors must have {len(strides)} groups, one for each of the strides {strides} of "
                         f"{config['model']}, smallest first; {len(config['anchors'])} came.")
-    darknet_cfg.require_rising(config["anchors"])
+    darknet_cfg.require_rising_scales(config["anchors"], "--anchors")
     if config["image_size"] % 32:
         raise UserError(f"--image_size must be a multiple of 32; {config['image_size']} came.")
     return config
@@ -296,12 +296,18 @@ def main(args):
         raise UserError("Give either --tfrecords NAME (a record set) or --demo.")
     name = flags.tfrecords or "demo"
     values = {key: flags[key].value for key in DEFAULTS if not flags[key].using_default_value}
+    whole = bool(flags.weights) and flags.transfer != "backbone"
     if flags.demo:
         values = {**DEMO, **values}
-    if flags.cfg and not flags.weights:
-        raise UserError("--cfg is of the Darknet file that --weights names; --weights is missing.")
+        if whole and flags.anchors is None:
+            del values["anchors"]
+    if flags.cfg and not whole:
+        raise UserError("--cfg says the anchors of the Darknet file that --weights names, which are taken with more than "
+                        "its backbone (--transfer). Leave --cfg out.")
     run_folder = pathlib.Path(flags.run or pathlib.Path("runs") / "yolov3" / pathlib.Path(name).name)
-    kept = training.kept_values(run_folder, ["weight_decay", "anchors"])
+    kept = training.kept_values(run_folder, ["weight_decay", "anchors", "model"])
+    if kept and kept.pop("model", None) != values.get("model", DEFAULTS["model"]):
+        kept = {}  # that it is another run is what open_run says
     values = {**kept, **values, **choose_anchors({**DEFAULTS, **values}, kept.get("anchors"))}
     strategy = training.make_strategy()
     folder = preprocess.ensure_records(name)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
+from common import transfers
 from common.errors import UserError
 from tests.yolov3 import darknet_oracle
 from yolov3 import convert, darknet_cfg
@@ -214,6 +215,9 @@ def test_run_folder_there_and_back(weights, tmp_path, capsys):
     np.testing.assert_array_equal(kernel(model, 11), kernel(whole, 11))
     with pytest.raises(UserError, match=r"conv_009 has .*24.* here and .*36.* there"):
         convert.load_run(model, run)
+    with pytest.raises(UserError, match="The network lacks g, and .* lacks x. Take less of it"):
+        convert.load_run(whole, run, labels=list("abcdefx"))
+    convert.load_run(whole, run, labels=list("abcdefg"))
     model = MODELS["tiny"](3, width=WIDTH)
     before = kernel(model, 7)
     convert.load_run(model, run, transfer="backbone")
@@ -234,6 +238,7 @@ def test_user_mistakes(tmp_path, weights):
     refused("either --weights", run="x", weights="y", out="z")
     refused("--labels", weights="y", run="x")
     refused("multiple of 32; 100", **{**tiny, "image_size": 100})
+    refused("says everything else; leave --labels out", run="x", out="z", labels="l")
     refused("Say with --model", **tiny)
     refused("anchors must be", **{**tiny, "model": "tiny", "anchors": "1,2,3"})
     refused("anchors must be", **{**tiny, "model": "tiny", "anchors": "1,2,a,4"})
@@ -244,3 +249,12 @@ def test_user_mistakes(tmp_path, weights):
     names.write_text("a\nb\n")
     (tmp_path / "full.weights").write_bytes(struct.pack("<iiiq", 0, 2, 0, 0) + bytes(35_434_936))
     refused("tiny with 80 classes; 2 labels", **{**tiny, "weights": str(tmp_path / "full.weights")})
+    refused("anchors must be .* 2 scales of tiny", **{**tiny, "weights": str(tmp_path / "full.weights"), "anchors": "1"})
+    cfg = tmp_path / "net.cfg"
+    cfg.write_text(darknet_cfg.text(MODELS["tiny"](2, width=WIDTH), TINY_ANCHORS, 320, 2))
+    refused("--cfg is of width 0.25, and --width 0.5 came", **{**tiny, "cfg": str(cfg), "width": 0.5})
+    refused("--cfg is of tiny, and --model spp came", **{**tiny, "cfg": str(cfg), "model": "spp"})
+    refused("too many", **{**tiny, "cfg": str(cfg)})            # of 7 classes, and the cfg of 2
+    names.write_text("\ufeffa\nb\nc\n", "utf-8")
+    refused("--cfg has 2 classes, and 3 labels came", **{**tiny, "cfg": str(cfg)})
+    assert transfers.read_labels(names) == ["a", "b", "c"]

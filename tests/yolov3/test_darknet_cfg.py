@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common import boxes, class_names, detection, detection_evaluate, detection_sources
+from common import boxes, class_names, detection, detection_evaluate, detection_sources, records
 from common.errors import UserError
 from common.metrics import average_precision
 from common.nms import nms
+from tests.yolov3 import asked as command_line
 from tests.yolov3 import darknet_oracle
 from yolov3 import convert, darknet_cfg, evaluate, train
 from yolov3.model import ANCHORS, MODELS, TINY_ANCHORS
@@ -63,7 +64,7 @@ def test_masks_choose_the_anchors(tmp_path):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"masks": ("0,1,2", "3,4,5")}, "must rise in area, .* 10,14 comes behind 344,319"),
+    ({"masks": ("0,1,2", "3,4,5")}, "larger anchors at a larger stride, and has 81,82 135,169 344,319 before 10,14 23"),
     ({"masks": ("3,4,9", "0,1,2")}, "must have mask, anchors and classes"),
     ({"masks": ("3,4", "0,1,2")}, "the same number of anchors"),
     ({"anchors": "1,2,3"}, "must have mask, anchors and classes"),
@@ -72,6 +73,12 @@ def test_masks_choose_the_anchors(tmp_path):
 def test_wrong_files_are_one_line(tmp_path, change, words):
     with pytest.raises(UserError, match=words):
         darknet_cfg.read(tiny_cfg(tmp_path / "a.cfg", **change))
+
+
+def test_anchors_of_a_scale_keep_their_order(tmp_path):
+    """Sorted they would be those of other outputs: a file that was trained so is read so."""
+    path = tiny_cfg(tmp_path / "a.cfg", masks=("4,3,5", "2,0,1"))
+    assert darknet_cfg.read(path).anchors.tolist() == TINY_ANCHORS[[[0], [1]], [[2, 0, 1], [1, 0, 2]]].tolist()
 
 
 def test_other_files_are_refused(tmp_path):
@@ -88,7 +95,7 @@ def test_anchors_must_rise():
     darknet_cfg.require_rising(ANCHORS)
     with pytest.raises(UserError, match="--anchors must rise in area.* 10,13 comes behind 16,30"):
         convert.parse_anchors("16,30 10,13 33,23 30,61 62,45 59,119", "tiny")
-    with pytest.raises(UserError, match="must rise"):
+    with pytest.raises(UserError, match="--anchors must have larger anchors at a larger stride"):
         train.make_config({"model": "tiny", "anchors": TINY_ANCHORS[::-1].tolist()}, {"labels": ["a"]})
 
 
@@ -105,7 +112,9 @@ def test_the_order_in_which_anchors_are_found(tmp_path, monkeypatch):
         assert source
         return np.asarray(anchors).tolist(), source
 
-    assert found(weights, asked=asked, cfg=cfg)[0] == asked.tolist()
+    anchors, source = found(weights, asked=asked, cfg=cfg)
+    assert anchors == asked.tolist() and source.startswith("--anchors, though 23,27 37,58 81,82 81,82 135,169 344,319 are")
+    assert found(weights, asked=PUBLISHED_TINY)[1] == found(other, asked=asked)[1] == "--anchors"
     assert found(weights, cfg=cfg)[0] == PUBLISHED_TINY                    # against its cfg
     assert "sha256" in found(weights)[1]
     assert found(other, cfg=cfg) == (cfg.anchors.tolist(), "--cfg")
@@ -127,14 +136,52 @@ def test_training_starts_with_the_anchors_of_its_weights(tmp_path, capsys, monke
     with pytest.raises(UserError, match="must be a run of yolov3, to start from it .* is one of tiny"):
         train.choose_anchors({**values, "model": "yolov3"})
     monkeypatch.setattr(darknet_cfg, "_published", lambda weights: (PUBLISHED_TINY, "published"))
-    assert train.choose_anchors({**values, "weights": "x.weights"}) == {"anchors": PUBLISHED_TINY}
-    tiny_cfg(tmp_path / "a.cfg")
-    with pytest.raises(UserError, match="--cfg is of tiny, and --model is spp"):
-        train.choose_anchors({**values, "model": "spp", "weights": "x.weights", "cfg": str(tmp_path / "a.cfg")})
+    cfg, weights = str(tiny_cfg(tmp_path / "a.cfg")), tmp_path / "x.weights"
+    weights.write_bytes(convert.Header().pack() + bytes(4 * (8_673_934 + 80 * 2_310)))
+    values["weights"] = str(weights)
+    assert train.choose_anchors(values) == {"anchors": PUBLISHED_TINY}
+    for words, options in (("--cfg is of tiny, and --model is spp", {"model": "spp", "cfg": cfg}),
+                           ("is of tiny with 7 classes. It is as long as tiny with 80 classes", {"cfg": cfg}),
+                           ("must be of spp, to start from it with its anchors, and is published", {"model": "spp"}),
+                           ("has its own anchors. Leave --cfg out", {"weights": str(tmp_path / "run"), "cfg": cfg}),
+                           ("there is none", {"weights": str(tmp_path / "nothing.weights")})):
+        with pytest.raises(UserError, match=words):
+            train.choose_anchors({**values, **options})
+
+
+def test_the_command_line_and_the_anchors_of_weights(tmp_path, monkeypatch):
+    """The demo's own anchors do not stand before those of the weights; a run of another network is called that."""
+    with records.RecordWriter(tmp_path / "set", kind="detection", labels=["a", "b"]) as writer:
+        picture = tf.io.encode_png(np.zeros([8, 8, 3], np.uint8)).numpy()
+        for split in ("train", "val"):
+            writer.write_split(split, [detection.encode_example(picture, 8, 8, "a.png", np.zeros([0, 4]), [])])
+        writer.publish()
+    (tmp_path / "run").mkdir()
+    text = '{"model": "tiny", "width": 1.0, "anchors": [[[20, 20]], [[80, 80]]]}'
+    (tmp_path / "run" / "config.json").write_text(text)
+    monkeypatch.setattr(train.preprocess, "ensure_records", lambda name: tmp_path / "set")
+
+    def anchors(*words):
+        return command_line.configuration(words, monkeypatch, tmp_path)["anchors"]
+
+    assert anchors("--demo", "--weights", "run") == [[[20, 20]], [[80, 80]]]
+    assert anchors("--demo", "--weights", "run", "--transfer", "backbone") == train.DEMO["anchors"]
+    assert anchors("--tfrecords", "set", "--run", "run", "--model", "tiny") == [[[20, 20]], [[80, 80]]]
+    assert anchors("--tfrecords", "set", "--run", "run") == ANCHORS.tolist()   # open_run says what the run is of
+    with pytest.raises(UserError, match="more than its backbone .--transfer.. Leave --cfg out"):
+        anchors("--demo", "--weights", "run", "--transfer", "backbone", "--cfg", "a.cfg")
 
 
 def test_names_are_compared_by_what_they_mean():
     class_names.require_same(["motorbike", "TV", "sofa"], ["motorcycle", "tvmonitor", "couch"], "run", "set")
+    with pytest.raises(UserError, match="run lacks b, B"):                      # letters are not the same in two cases
+        class_names.require_same(["a", "A"], ["b", "B"], "run", "set")
+    with pytest.raises(UserError, match="another order: class 0 is 'a' and 'A'"):
+        class_names.require_same(["a", "A"], ["A", "a"], "run", "set")
+    with pytest.raises(UserError, match="run lacks couch. "):
+        class_names.require_same(["sofa"], ["sofa", "couch"], "run", "set")
+    with pytest.raises(UserError, match="run has 2 and set 1, some of them twice"):
+        class_names.require_same(["sofa", "sofa"], ["sofa"], "run", "set")
     with pytest.raises(UserError, match="run lacks dog, and set lacks horse"):
         class_names.require_same(["cat", "horse"], ["cat", "dog"], "run", "set")
     with pytest.raises(UserError, match="another order: class 0 is 'cat' and 'dog'"):
