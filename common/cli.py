@@ -10,6 +10,7 @@ Flags are defined when a file is run, not when it is imported, so that files can
 
 import atexit
 import contextlib
+import math
 import os
 import sys
 
@@ -40,6 +41,7 @@ def run(main, define_flags):
     def guarded(argv):
         absl_logging.set_verbosity(absl_logging.WARNING)
         try:
+            require_finite(FLAGS)
             main(argv[1:])
         except UserError as error:
             return refuse(error)
@@ -58,6 +60,14 @@ def run(main, define_flags):
     except BaseException:
         sys.excepthook(*sys.exc_info())
         leave(1)
+
+
+def require_finite(values):
+    """Refuses nan and inf, which no bound of a flag keeps out: nan is below nothing, and no JSON can hold them."""
+    for name in values:
+        value = values[name].value
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name} must be a finite number; {value} came.")
 
 
 def refuse(error):

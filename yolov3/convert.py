@@ -233,8 +233,8 @@ def anchors_of(weights, name, cfg=None):
     if pathlib.Path(weights).is_dir():
         config = run_folder.read_config(weights)
         if cfg:
-            raise UserError(f"--cfg is of a Darknet file, and {weights} is a run folder, which has its own anchors. Leave "
-                            "--cfg out.")
+            raise UserError(f"--cfg is of a Darknet file, and {weights} is a run folder, which has its own anchors. "
+                            "Leave --cfg out.")
         if len(config.get("anchors", ())) != len(models.STRIDES[name]):
             raise UserError(f"{weights} must be a run of {name}, to start from it with its anchors, and is one of "
                             f"{config.get('model')}. Give the same --model, or --transfer backbone.")
@@ -261,7 +261,7 @@ def parse_anchors(text, name):
         numbers = np.array([float(number) for number in re.findall(r"[^,\s]+", text)], np.float32)
     except ValueError:
         numbers = np.zeros([0], np.float32)
-    if numbers.size == 0 or numbers.size % (2 * num_scales) or not (numbers > 0).all():
+    if numbers.size == 0 or numbers.size % (2 * num_scales) or not (np.isfinite(numbers) & (numbers > 0)).all():
         raise UserError("--anchors must be positive widths and heights with commas or blanks between them, "
                         f"the same number for each of the {num_scales} scales of {name}; {text!r} came.")
     anchors = numbers.reshape(num_scales, -1, 2)

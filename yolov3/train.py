@@ -302,8 +302,8 @@ def main(args):
         if whole and flags.anchors is None:
             del values["anchors"]
     if flags.cfg and not whole:
-        raise UserError("--cfg says the anchors of the Darknet file that --weights names, which are taken with more than "
-                        "its backbone (--transfer). Leave --cfg out.")
+        raise UserError("--cfg says the anchors of the Darknet file that --weights names, which are taken with more "
+                        "than its backbone (--transfer). Leave --cfg out.")
     run_folder = pathlib.Path(flags.run or pathlib.Path("runs") / "yolov3" / pathlib.Path(name).name)
     kept = training.kept_values(run_folder, ["weight_decay", "anchors", "model"])
     if kept and kept.pop("model", None) != values.get("model", DEFAULTS["model"]):

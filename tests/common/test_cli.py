@@ -4,6 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+
+from common import cli
+from common.errors import UserError
 
 # Children of a process that has imported TensorFlow and has not started it: programs of their own, that end as such.
 PROGRAM = """
@@ -59,3 +63,16 @@ def test_exit_codes_while_threads_of_tf_data_are_in_python(ended, way, code, wor
     assert [found for found, _ in ended[way]] == [code] * (4 if way == "broken" else 1)
     for _, text in ended[way]:
         assert words in text and ("Traceback" in text) == (way == "bug")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_numbers_must_be_finite(value):
+    """absl's bounds let nan through, and config.json cannot hold it: that was a traceback."""
+    values = flags.FlagValues()
+    flags.DEFINE_float("rate", 1.0, "", lower_bound=None if value == "-inf" else 0.0, flag_values=values)
+    flags.DEFINE_integer("steps", 1, "", flag_values=values)
+    values(["program"])
+    cli.require_finite(values)
+    values(["program", f"--rate={value}"])
+    with pytest.raises(UserError, match=f"--rate must be a finite number; {value} came"):
+        cli.require_finite(values)

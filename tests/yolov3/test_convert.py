@@ -242,6 +242,7 @@ def test_user_mistakes(tmp_path, weights):
     refused("Say with --model", **tiny)
     refused("anchors must be", **{**tiny, "model": "tiny", "anchors": "1,2,3"})
     refused("anchors must be", **{**tiny, "model": "tiny", "anchors": "1,2,a,4"})
+    refused("anchors must be", **{**tiny, "model": "tiny", "anchors": "1,2,inf,4"})
     refused("no usable|config.json", run=str(tmp_path), out=str(tmp_path / "x.weights"))
     names.write_text("a\n\nb\n")
     refused("empty line", **tiny)
@@ -249,7 +250,8 @@ def test_user_mistakes(tmp_path, weights):
     names.write_text("a\nb\n")
     (tmp_path / "full.weights").write_bytes(struct.pack("<iiiq", 0, 2, 0, 0) + bytes(35_434_936))
     refused("tiny with 80 classes; 2 labels", **{**tiny, "weights": str(tmp_path / "full.weights")})
-    refused("anchors must be .* 2 scales of tiny", **{**tiny, "weights": str(tmp_path / "full.weights"), "anchors": "1"})
+    full = {**tiny, "weights": str(tmp_path / "full.weights")}
+    refused("anchors must be .* 2 scales of tiny", **{**full, "anchors": "1"})
     cfg = tmp_path / "net.cfg"
     cfg.write_text(darknet_cfg.text(MODELS["tiny"](2, width=WIDTH), TINY_ANCHORS, 320, 2))
     refused("--cfg is of width 0.25, and --width 0.5 came", **{**tiny, "cfg": str(cfg), "width": 0.5})
