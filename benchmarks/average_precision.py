@@ -72,7 +72,7 @@ def main():
         found = coco(detections, truths, CLASSES)
         ours = time.perf_counter() - start
         keys = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-        off = max(abs(found[key] - value) for key, value in zip(keys, evaluation.stats))
+        off = np.max(np.abs([found[key] - value for key, value in zip(keys, evaluation.stats, strict=True)]))
         print(f"{detections_per_image:>19} {theirs:>14.2f} {ours:>8.2f} {theirs / ours:>13.1f} "
               f"{found['AP']:>7.4f} {off:>11.1e}", flush=True)
 

@@ -1,9 +1,10 @@
 """Times of one picture through YOLOv3 (random weights): python -m benchmarks.inference
 
 Keras's predict, our bundle in float32 and bfloat16 under the session loader that TensorFlow Serving uses,
-OpenVINO and onnxruntime from our float32 bundle, PyTorch. The candidates take turns in one process, so that
-what else the machine does falls on all of them; the table has the smallest and the middle time of each, and
-the ratio to OpenVINO. Needs the extra `bench`; what is not installed is left out.
+OpenVINO (which takes bfloat16 by itself where the processor has it) and onnxruntime from our float32 bundle, PyTorch.
+The candidates take turns in one process, so that what else the machine does falls on all of them; the table has the
+smallest and the middle time of each, and the ratio to OpenVINO. Needs the extra `bench`; what is not installed is left
+out.
 """
 
 import importlib.util
@@ -107,6 +108,7 @@ def candidates(config, images, folder):
         from benchmarks import torch_yolov3
 
         net = torch_yolov3.build(len(config["labels"]))
+        torch_yolov3.copy_weights(net, model)
         found["PyTorch, float32"] = torch_yolov3.inference(net, images)
         found["PyTorch, bfloat16"] = torch_yolov3.inference(net, images, bfloat16=True)
     return found

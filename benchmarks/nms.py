@@ -68,8 +68,11 @@ def main():
                 return tf.image.combined_non_max_suppression(boxes[:, :, tf.newaxis], scores, KEPT, KEPT, IOU,
                                                              threshold, clip_boxes=False)
 
-            np.testing.assert_array_equal(ours(*batch)["scores"], theirs(*batch).nmsed_scores)
-            np.testing.assert_array_equal(ours(*batch)["boxes"], theirs(*batch).nmsed_boxes)
+            kept, expected = ours(*batch), theirs(*batch)
+            np.testing.assert_array_equal(kept["num"], expected.valid_detections)
+            np.testing.assert_array_equal(kept["scores"], expected.nmsed_scores)
+            np.testing.assert_array_equal(kept["boxes"], expected.nmsed_boxes)
+            np.testing.assert_array_equal(np.maximum(kept["classes"], 0), expected.nmsed_classes)
             theirs_time, ours_time = medians([lambda: theirs(*batch), lambda: ours(*batch)])
             found = int((scores > threshold).sum())
             print(f"{images:>6} {threshold:>8} {found:>11} {1e3 * theirs_time:>12.2f} "

@@ -75,7 +75,7 @@ def define_flags():
     flags.DEFINE_string("tfrecords", None, "Record set: a name or a path; None makes one up.")
     flags.DEFINE_integer("pictures", 300, "How many are made up.", lower_bound=16)
     flags.DEFINE_integer("image_size", 416, "Side of the network input.")
-    flags.DEFINE_integer("num_classes", 20, "Classes in the targets.")
+    flags.DEFINE_integer("num_classes", 20, "Classes in the targets; at least those of the records.")
     flags.DEFINE_integer("batch_size", 16, "Pictures per batch.")
     flags.DEFINE_integer("rounds", 5, "Turns of each candidate.")
     flags.DEFINE_float("seconds", 2.0, "Length of a turn.")
@@ -83,11 +83,12 @@ def define_flags():
 
 def run(folder, flags):
     size, batch_size = flags.image_size, flags.batch_size
+    num_classes = max(flags.num_classes, len(records.read_manifest(folder)["labels"]))
     evaluation = preprocess.evaluation_dataset(folder, "train", image_size=size, batch_size=batch_size)
     datasets = {
         "decoding alone": decoded(folder, batch_size),
         "training": preprocess.training_dataset(
-            folder, anchors=ANCHORS, strides=STRIDES["yolov3"], image_size=size, num_classes=flags.num_classes,
+            folder, anchors=ANCHORS, strides=STRIDES["yolov3"], image_size=size, num_classes=num_classes,
             batch_size=batch_size, seed=0),
         "evaluation": evaluation.repeat()}
     rates = measure(datasets, batch_size, flags.rounds, flags.seconds)

@@ -75,6 +75,26 @@ def build(num_classes=80, num_threads=None):
     return YoloV3(num_classes).to(memory_format=torch.channels_last)
 
 
+def copy_weights(net, model):
+    """Gives the network the weights of our `yolov3`."""
+    # In Darknet's order, in which our layers are numbered: each scale's neck, head and way up to the next.
+    parts = (net.to_stride8, net.to_stride16, net.to_stride32, net.neck_large, net.head_large, net.up_large,
+             net.neck_medium, net.head_medium, net.up_medium, net.neck_small, net.head_small)
+    modules = [module for part in parts for module in part.modules()]
+    for kind, prefix, names in (
+            (nn.Conv2d, "conv_", {"weight": "kernel", "bias": "bias"}),
+            (nn.BatchNorm2d, "bn_", {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean",
+                                     "running_var": "moving_variance"})):
+        mine = [module for module in modules if isinstance(module, kind)]
+        layers = sorted((layer for layer in model.layers if layer.name.startswith(prefix)), key=lambda layer: layer.name)
+        for module, layer in zip(mine, layers, strict=True):
+            for name, other in names.items():
+                if getattr(module, name) is not None:
+                    value = getattr(layer, other).numpy()
+                    value = value.transpose(3, 2, 0, 1).copy() if other == "kernel" else value
+                    getattr(module, name).data.copy_(torch.from_numpy(value))
+
+
 def inference(model, images, *, bfloat16=False):
     """Returns a function that runs the network once on images [B, H, W, 3] (NumPy, 0..1)."""
     model = model.eval()

@@ -1,9 +1,9 @@
 """Times of one training step of YOLOv3 (416, batch 4): python -m benchmarks.train_step
 
 Our step in float32 and bfloat16, the same with Keras's own batch normalisation, and the same network, loss and AdamW
-in PyTorch (channels last, autocast, fused optimizer). The candidates take turns in one process, so that what else the
-machine does falls on all of them. --memory starts each in a process of its own and prints its peak memory instead.
-Needs the extra `bench`.
+in PyTorch (channels last, autocast, fused optimizer). First both networks are given the same weights and must have the
+same outputs and loss. The candidates take turns in one process, so that what else the machine does falls on all of
+them. --memory starts each in a process of its own and prints its peak memory instead. Needs the extra `bench`.
 """
 
 import resource
@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.inference import is_installed, measure, table
+from benchmarks.inference import is_installed, measure, random_model, table
 from common import cli, layers, runtime
 from yolov3 import model as yolov3_model
 from yolov3 import preprocess, train
@@ -82,6 +82,32 @@ def torch_step(image_size, batch_size, *, bfloat16):
     return run
 
 
+def check_equal(image_size=64, batch_size=2):
+    """Both networks put out the same from the same weights, to 1e-4 of the largest output, and have the same loss.
+
+    Their epsilons differ, 1e-6 as in OpenCV and PyTorch's own 1e-5.
+    """
+    import torch
+
+    from benchmarks import torch_yolov3
+
+    config = {"model": "yolov3", "width": 1.0, "labels": range(NUM_CLASSES), "anchors": ANCHORS}
+    ours, net = random_model(config, "float32"), torch_yolov3.build(NUM_CLASSES).eval()
+    torch_yolov3.copy_weights(net, ours)
+    images, targets = batch(image_size, batch_size)
+    found = ours(images, training=False)
+    loss = sum(tf.reduce_sum(part) for part in article_loss(targets, found, ANCHORS, (image_size,) * 2).values())
+    with torch.inference_mode():
+        theirs = net(torch.from_numpy(images).permute(0, 3, 1, 2))
+        truth, *grids = (torch.from_numpy(np.array(value)) for value in (targets["boxes_xyxy"], *targets["grids"]))
+        their_loss = torch_yolov3.article_loss(theirs, grids, truth, torch.from_numpy(ANCHORS), image_size).item()
+    for mine, other in zip(found, theirs, strict=True):
+        other = other.permute(0, 2, 3, 1).reshape(tuple(mine.shape)).numpy()
+        difference = np.abs(mine - other).max() / np.abs(mine).max()
+        assert difference < 1e-4, difference
+    assert abs(loss - their_loss) < 1e-4 * their_loss, (float(loss), their_loss)
+
+
 CANDIDATES = {
     "ours, bfloat16": lambda **size: our_step(
         **size, precision="mixed_bfloat16", batch_norm=layers.BatchNormalization),
@@ -127,6 +153,8 @@ def compare(candidates, base, module, **sizes):
 
 def main(args):
     cli.no_arguments(args)
+    if is_installed("torch") and not (cli.FLAGS.only or cli.FLAGS.memory):
+        check_equal()
     compare(CANDIDATES, "ours, bfloat16", "benchmarks.train_step", image_size=cli.FLAGS.image_size,
             batch_size=cli.FLAGS.batch_size)
 

@@ -103,7 +103,8 @@ def define_training_flags(article, *, batch_size, epochs, learning_rate, unit="I
     flags.DEFINE_integer("epochs", epochs, "Passes over the training records.", lower_bound=1)
     flags.DEFINE_float("learning_rate", learning_rate, "Learning rate after the warm-up.", lower_bound=0.0)
     flags.DEFINE_enum("precision", "float32", PRECISIONS, "Arithmetic of the network; variables stay float32.")
-    flags.DEFINE_integer("seed", 0, "Seed of the weights, the order of the data and the augmentation.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "Seed of the weights, the order of the data and the augmentation.", lower_bound=0,
+                         upper_bound=2**32 - 1)
     flags.DEFINE_integer("limit", 0, "Train on the first N examples and validate on the same; 0 takes all.",
                          lower_bound=0)
     flags.DEFINE_integer("eval_every", 1, "Validate every N epochs, and after the last.", lower_bound=1)

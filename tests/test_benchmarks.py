@@ -28,6 +28,11 @@ def test_steps_are_fed_with_what_the_losses_take(name, arguments):
     assert len(images) == 2 and all(len(value) for value in targets.values())
 
 
+def test_the_peer_of_yolov3_is_the_same_network():
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    importlib.import_module("benchmarks.train_step").check_equal()
+
+
 def run(monkeypatch, module, **values):
     monkeypatch.setattr(cli, "FLAGS", types.SimpleNamespace(**values))
     module.main([])

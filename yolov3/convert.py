@@ -235,9 +235,11 @@ def anchors_of(weights, name, cfg=None):
         if cfg:
             raise UserError(f"--cfg is of a Darknet file, and {weights} is a run folder, which has its own anchors. "
                             "Leave --cfg out.")
-        if len(config.get("anchors", ())) != len(models.STRIDES[name]):
-            raise UserError(f"{weights} must be a run of {name}, to start from it with its anchors, and is one of "
-                            f"{config.get('model')}. Give the same --model, or --transfer backbone.")
+        if config.get("article") != "yolov3":
+            raise UserError(f"{weights} must be a run of yolov3, and its config.json is of {config.get('article')!r}.")
+        if len(config["anchors"]) != len(models.STRIDES[name]):
+            raise UserError(f"{weights} must be a run of --model {name}, to start from it with its anchors, and is one "
+                            f"of {config['model']}. Give the same --model, or --transfer backbone.")
         return config["anchors"], f"of {weights}"
     cfg = darknet_cfg.read(cfg) if cfg else None
     if cfg and cfg.model != name:

@@ -125,7 +125,8 @@ def test_the_order_in_which_anchors_are_found(tmp_path, monkeypatch):
 def test_training_starts_with_the_anchors_of_its_weights(tmp_path, capsys, monkeypatch):
     """Of another run (they were lost), of a file, of the command line; a run that goes on keeps its own."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text('{"model": "tiny", "anchors": [[[20, 20]], [[80, 80]]]}')
+    text = '{"article": "yolov3", "model": "tiny", "anchors": [[[20, 20]], [[80, 80]]]}'
+    (tmp_path / "run" / "config.json").write_text(text)
     values = {**train.DEFAULTS, "model": "tiny", "weights": str(tmp_path / "run")}
     assert train.choose_anchors(values) == {"anchors": [[[20, 20]], [[80, 80]]]}
     assert f"anchors: 20,20 80,80 (of {tmp_path / 'run'})" in capsys.readouterr().err
@@ -133,8 +134,11 @@ def test_training_starts_with_the_anchors_of_its_weights(tmp_path, capsys, monke
     assert train.choose_anchors({**values, "anchors": "30,30 90,90"}) == {"anchors": [[[30, 30]], [[90, 90]]]}
     assert "20,20 80,80" in capsys.readouterr().err
     assert train.choose_anchors(values, kept=PUBLISHED_TINY) == {"anchors": PUBLISHED_TINY}
-    with pytest.raises(UserError, match="must be a run of yolov3, to start from it .* is one of tiny"):
+    with pytest.raises(UserError, match="must be a run of --model yolov3, to start from it .* is one of tiny"):
         train.choose_anchors({**values, "model": "yolov3"})
+    (tmp_path / "run" / "config.json").write_text('{"article": "ssd", "model": "tiny"}')
+    with pytest.raises(UserError, match="must be a run of yolov3, and its config.json is of 'ssd'"):
+        train.choose_anchors(values)
     monkeypatch.setattr(darknet_cfg, "_published", lambda weights: (PUBLISHED_TINY, "published"))
     cfg, weights = str(tiny_cfg(tmp_path / "a.cfg")), tmp_path / "x.weights"
     weights.write_bytes(convert.Header().pack() + bytes(4 * (8_673_934 + 80 * 2_310)))
@@ -157,7 +161,7 @@ def test_the_command_line_and_the_anchors_of_weights(tmp_path, monkeypatch):
             writer.write_split(split, [detection.encode_example(picture, 8, 8, "a.png", np.zeros([0, 4]), [])])
         writer.publish()
     (tmp_path / "run").mkdir()
-    text = '{"model": "tiny", "width": 1.0, "anchors": [[[20, 20]], [[80, 80]]]}'
+    text = '{"article": "yolov3", "model": "tiny", "anchors": [[[20, 20]], [[80, 80]]]}'
     (tmp_path / "run" / "config.json").write_text(text)
     monkeypatch.setattr(train.preprocess, "ensure_records", lambda name: tmp_path / "set")
 
@@ -168,6 +172,8 @@ def test_the_command_line_and_the_anchors_of_weights(tmp_path, monkeypatch):
     assert anchors("--demo", "--weights", "run", "--transfer", "backbone") == train.DEMO["anchors"]
     assert anchors("--tfrecords", "set", "--run", "run", "--model", "tiny") == [[[20, 20]], [[80, 80]]]
     assert anchors("--tfrecords", "set", "--run", "run") == ANCHORS.tolist()   # open_run says what the run is of
+    with pytest.raises(flags.IllegalFlagValueError, match="seed=4294967296"):  # Keras has 32 bits: a traceback
+        anchors("--demo", "--seed", "4294967296")
     with pytest.raises(UserError, match="more than its backbone .--transfer.. Leave --cfg out"):
         anchors("--demo", "--weights", "run", "--transfer", "backbone", "--cfg", "a.cfg")
 
