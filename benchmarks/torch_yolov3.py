@@ -86,7 +86,8 @@ def copy_weights(net, model):
             (nn.BatchNorm2d, "bn_", {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean",
                                      "running_var": "moving_variance"})):
         mine = [module for module in modules if isinstance(module, kind)]
-        layers = sorted((layer for layer in model.layers if layer.name.startswith(prefix)), key=lambda layer: layer.name)
+        layers = [layer for layer in model.layers if layer.name.startswith(prefix)]
+        layers.sort(key=lambda layer: layer.name)
         for module, layer in zip(mine, layers, strict=True):
             for name, other in names.items():
                 if getattr(module, name) is not None:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 
 from common import boxes, class_names, detection, detection_evaluate, detection_sources, records
 from common.errors import UserError
