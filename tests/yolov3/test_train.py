@@ -176,7 +176,7 @@ def test_weight_decay_is_the_optimizer_s_and_a_run_keeps_its_own(folder, tmp_pat
     rates = [float(made["adam"]._learning_rate(step)) for step in range(0, 15_600, 100)]
     assert 1 - np.exp(-0.05 * 100 * np.sum(rates)) == pytest.approx(1 / 3, abs=0.03)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text('{"weight_decay": 0.0005}')
+    (tmp_path / "run" / "config.json").write_text('{"model": "yolov3", "weight_decay": 0.0005}')
     assert asked.configuration(run, monkeypatch, tmp_path)["weight_decay"] == 5e-4
     assert asked.configuration([*run, "--weight_decay", "0"], monkeypatch, tmp_path)["weight_decay"] == 0
 
