@@ -80,7 +80,7 @@ def networks(model, images, folder):
         net = torch_ssd.build(len(CONFIG["labels"]))
         torch_ssd.copy_weights(net, model)
         found["PyTorch, float32"] = torch_yolov3.inference(net, images)
-        found["PyTorch, bfloat16"] = torch_yolov3.inference(net, images, bfloat16=True)
+        found["PyTorch, bfloat16"] = torch_yolov3.inference(net, images, bfloat16=True, float32=("classes", "boxes"))
     return found
 
 

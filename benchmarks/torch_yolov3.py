@@ -3,6 +3,8 @@
 B batch, h, w grid, A anchors per scale, C classes.
 """
 
+import copy
+
 import torch
 from torch import nn
 
@@ -96,9 +98,18 @@ def copy_weights(net, model):
                     getattr(module, name).data.copy_(torch.from_numpy(value))
 
 
-def inference(model, images, *, bfloat16=False):
-    """Returns a function that runs the network once on images [B, H, W, 3] (NumPy, 0..1)."""
+def inference(model, images, *, bfloat16=False, float32=()):
+    """Returns a function that runs the network once on images [B, H, W, 3] (NumPy, 0..1).
+
+    bfloat16: the weights are converted here, as those of our bundle are when it is written; autocast alone would do it
+    in every run. float32: names of the parts of the network that keep theirs.
+    """
     model = model.eval()
+    if bfloat16:
+        model = copy.deepcopy(model)
+        for name, part in model.named_children():
+            if name not in float32:
+                part.to(torch.bfloat16)
     x = torch.from_numpy(images).permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
 
     def run():

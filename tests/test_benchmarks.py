@@ -4,6 +4,7 @@ import importlib
 import pathlib
 import types
 
+import numpy as np
 import pytest
 
 from benchmarks import average_precision, heatmaps, nms, pipeline, pose_pipeline, target_encoding
@@ -31,6 +32,21 @@ def test_steps_are_fed_with_what_the_losses_take(name, arguments):
 def test_the_peer_of_yolov3_is_the_same_network():
     pytest.importorskip("torch", reason="PyTorch is not installed")
     importlib.import_module("benchmarks.train_step").check_equal()
+
+
+@pytest.mark.parametrize("name, kept, size", [("torch_yolov3", (), 64), ("torch_ssd", ("classes", "boxes"), 300)])
+def test_peers_in_bfloat16_have_the_weights_of_the_others(name, kept, size):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from benchmarks import torch_yolov3
+
+    torch.manual_seed(0)
+    net = importlib.import_module(f"benchmarks.{name}").build(4)
+    images = np.random.default_rng(0).uniform(size=[1, size, size, 3]).astype(np.float32)
+    with torch.inference_mode():
+        expected, found = (torch_yolov3.inference(net, images, bfloat16=half, float32=kept)() for half in (False, True))
+    for one, other in zip(expected, found, strict=True):
+        assert (one - other.float()).abs().max() < 0.05 * one.abs().max()
+    assert {weight.dtype for weight in net.parameters()} == {torch.float32}
 
 
 def run(monkeypatch, module, **values):
