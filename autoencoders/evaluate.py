@@ -330,7 +330,7 @@ def main(args):
         summary["holes"], samples = measure_holes(model, config, folder, found, **seen)
     print(table(summary))
     out = pathlib.Path(flags.out or pathlib.Path(flags.run) / "evaluation")
-    out.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out)
     title = f"{config['model']}: codes of {summary['pictures']} {split} pictures"
     for kind, picture in draw(model, config, found, samples, records.read_manifest(folder)["labels"],
                               title).items():

@@ -179,7 +179,7 @@ def table(summary):
 
 def write_report(out, split, summary, curves, labels):
     """Writes <split>.json and the precision-recall picture; returns their paths."""
-    out.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out)
     files.write_json(out / f"{split}.json", without_nan(summary))
     lines = {f"{label} {summary['classes'][label]['voc10_ap']:.2f}": (curves["recall"][i], curves["precision"][i])
              for i, label in enumerate(labels) if np.isfinite(summary["classes"][label]["voc10_ap"])}

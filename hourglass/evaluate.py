@@ -320,7 +320,7 @@ def write_report(out, split, found, body, metric, folder, *, size, crop="center"
     """Writes <split>.json, curves and samples to `out`; returns (the summary, paths). size: side of the crops."""
     summary, sets = details(found, body, metric)
     summary["without looking"] = without_looking(found, body, metric, size)
-    out.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out)
     paths = {"curves": out / f"{split}_{metric}.png"}
     report.draw_curves(paths["curves"], sets, body, summary, f"{split}: {len(found['index'])} persons")
     errors, summary["samples"] = person_errors(found, body, metric), {}

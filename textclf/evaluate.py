@@ -139,7 +139,7 @@ def main(args):
     print(report.table(summary))
     print(report.disagreement_table(rows, split))
     out = pathlib.Path(flags.out or pathlib.Path(flags.run) / "evaluation")
-    out.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out)
     files.write_json(out / f"{split}.json", summary)
     paths = [out / f"{split}.json", *report.write_disagreements(out, split, rows)]
     for path in [*paths, *report.draw(out, found, labels, prefix=f"{split}_")]:

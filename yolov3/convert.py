@@ -133,7 +133,7 @@ def load_darknet(model, path, *, backbone_only=False, skip_heads=False):
 def save_darknet(model, path, header=Header()):
     """Writes the weights of `model` as a Darknet weight file, whole or not at all."""
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path.parent)
     with files.replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(header.pack())
         for convolution, norm in convolutions(model):

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from common import detection, detection_evaluate, detection_predict, records
+from common.errors import UserError
 from common.metrics.average_precision import Detections, Truths
 from ssd import evaluate as ssd_evaluate
 from ssd.model import anchors as ssd_anchors
@@ -172,3 +173,13 @@ def test_predict_says_where_it_kept_no_more(tmp_path, capsys):
     flags.max_detections = 3
     detection_predict.run(arguments, lambda flags: (detect, {"labels": ["a"], "image_size": 8}), flags)
     assert capsys.readouterr().err == ""
+
+
+def test_a_report_below_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    empty = Truths(*[np.zeros([0, 4]) if name == "boxes_xyxy" else np.zeros([0]) for name in Truths._fields])
+    none = Detections(np.zeros([0]), np.zeros([0]), np.zeros([0]), np.zeros([0, 4]))
+    found = detection_evaluate.Found(none, empty, 1, 100)
+    flags = types.SimpleNamespace(run=str(tmp_path), out=str(tmp_path / "file" / "report"))
+    with pytest.raises(UserError, match="report must be a folder, or a place to make one"):
+        detection_evaluate.report(flags, "val", found, ["a"])

@@ -190,6 +190,9 @@ def test_run_folder_there_and_back(weights, tmp_path, capsys):
     assert "predict --run" in capsys.readouterr().out
     with flagsaver.flagsaver(run=str(run), out=str(out)):
         convert.main([])
+    with flagsaver.flagsaver(run=str(run), out=str(tmp_path / "seven.names" / "back.weights")):
+        with pytest.raises(UserError, match="seven.names must be a folder, or a place to make one"):
+            convert.main([])
     assert out.read_bytes() == weights("tiny", 7).read_bytes()
     cfg = darknet_cfg.read(out.with_suffix(".cfg"))
     assert cfg.anchors.tolist() == config["anchors"] and (cfg.num_classes, cfg.image_size) == (7, 320)
