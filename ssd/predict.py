@@ -67,6 +67,8 @@ def define_flags():
 def load_network(flags):
     """(network, config) that --run, --weights or --bundle stands for."""
     detection_predict.require_one(flags, ["run", "weights", "bundle"])
+    if flags.labels and not flags.weights:
+        raise UserError("--labels is of --weights; a run and a bundle have their own. Leave it out.")
     if flags.bundle:
         return runtime.bundle_network(flags.bundle, flags.runtime, article="ssd")
     precision = detection_predict.policy(flags)

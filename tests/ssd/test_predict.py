@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 
 from common import boxes, media, runtime
 from common.errors import UserError
@@ -44,6 +45,12 @@ def test_run_is_loaded_with_its_weights(model, tmp_path):
         predict.load_run(run)
     with pytest.raises(UserError, match="--labels"):
         predict.load_caffe("ssd.caffemodel", None)
+    values = flags.FlagValues()
+    for flag in ("run", "weights", "bundle", "labels"):
+        flags.DEFINE_string(flag, None, "", flag_values=values)
+    values(["predict", "--run=x", "--labels=y"])
+    with pytest.raises(UserError, match="--labels is of --weights"):
+        predict.load_network(values)
 
 
 def test_detections_are_those_of_keras_in_pixels(model):

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 
 from common import boxes, checkpoints, detection_predict, media, runtime
 from common.errors import UserError
@@ -193,6 +194,16 @@ def test_darknet_weights(tmp_path):
         np.testing.assert_array_equal(found, expected)
     with pytest.raises(UserError, match="--labels"):
         predict.load_darknet(tmp_path / "tiny.weights", None)
+
+
+@pytest.mark.parametrize("name", ["anchors", "cfg", "labels", "model"])
+def test_flags_of_weights_are_refused_without_them(name):
+    values = flags.FlagValues()
+    for flag in ("anchors", "cfg", "labels", "model", "weights", "bundle", "image_size", "run"):
+        flags.DEFINE_string(flag, None, "", flag_values=values)
+    values(["predict", "--run=x", f"--{name}=y"])
+    with pytest.raises(UserError, match="are of --weights"):
+        predict.load_network(values)
 
 
 def test_command(run, sources, tmp_path):
